@@ -1,0 +1,14 @@
+//! Generates the kubelet's gRPC interfaces from `proto/`, without protoc.
+
+use std::error::Error;
+
+const PROTOS: [&str; 2] = ["proto/deviceplugin.proto", "proto/podresources.proto"];
+
+fn main() -> Result<(), Box<dyn Error>> {
+    for proto in PROTOS {
+        println!("cargo:rerun-if-changed={proto}");
+    }
+    let descriptors = protox::compile(PROTOS, ["proto"])?;
+    tonic_prost_build::configure().compile_fds(descriptors)?;
+    Ok(())
+}

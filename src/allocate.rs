@@ -1,0 +1,3 @@
+//! Answers about devices, computed from a snapshot alone.
+
+pub mod response;

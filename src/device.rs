@@ -1,0 +1,160 @@
+//! What is advertised: devices, their health, and all of them at one moment.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use serde::{Serialize, Serializer};
+
+use crate::driver::DriverMount;
+use crate::gpu::{Gpu, GpuUuid};
+
+/// The ID of a device in the kubelet's eyes. Today a GPU's UUID.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DeviceId(Arc<str>);
+
+impl DeviceId {
+    /// The ID as it stands in the kubelet's messages.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<&GpuUuid> for DeviceId {
+    fn from(uuid: &GpuUuid) -> Self {
+        Self(uuid.as_str().into())
+    }
+}
+
+impl fmt::Display for DeviceId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl Serialize for DeviceId {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.0)
+    }
+}
+
+/// Why a device is not to be given to a container.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum UnhealthyReason {
+    /// A critical XID that is not an application's fault.
+    #[error("XID {0}")]
+    Xid(u64),
+    /// NVML says that the GPU has fallen off the bus or is otherwise inaccessible.
+    #[error("GPU is lost ({0})")]
+    Lost(String),
+    /// NVML says that it must be reset before it can be used.
+    #[error("GPU requires a reset ({0})")]
+    ResetRequired(String),
+    /// The driver names a recovery action (NVML field 230).
+    #[error("driver asks for recovery action {0}")]
+    RecoveryAction(u32),
+    /// It was there before and is not enumerated any more.
+    #[error("GPU is not enumerated any more")]
+    Vanished,
+    /// It could not be read.
+    #[error("GPU could not be read: {0}")]
+    Unreadable(String),
+    /// A call about it did not come back.
+    #[error("NVML does not answer: a call has not come back for {0} s")]
+    NotAnswering(u64),
+    /// A device node that it needs is not there.
+    #[error("{0} does not exist; load the nvidia and nvidia-uvm modules (nvidia-modprobe -u -c 0)")]
+    NoDeviceNode(PathBuf),
+    /// There is no session with the driver.
+    #[error("{0}")]
+    NoDriver(String),
+    /// The driver's files for containers were not found.
+    #[error("{0}")]
+    NoDriverFiles(String),
+}
+
+/// Whether a device may be given to a container.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Health {
+    /// It may.
+    Healthy,
+    /// It may not, and why.
+    Unhealthy(UnhealthyReason),
+}
+
+impl Health {
+    /// The word that the kubelet knows: only `Healthy` is healthy
+    /// (Kubernetes' pkg/kubelet/cm/devicemanager/manager.go).
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::Healthy => "Healthy",
+            Self::Unhealthy(_) => "Unhealthy",
+        }
+    }
+
+    /// Why it is unhealthy.
+    pub fn reason(&self) -> Option<&UnhealthyReason> {
+        match self {
+            Self::Healthy => None,
+            Self::Unhealthy(reason) => Some(reason),
+        }
+    }
+}
+
+/// A device node, on the host and in a container.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct DeviceNode {
+    /// As the host names it.
+    pub host: PathBuf,
+    /// Where this process sees it.
+    #[serde(skip)]
+    pub here: PathBuf,
+    /// Where a container finds it: free of the dev root.
+    pub container: PathBuf,
+}
+
+/// One device of a resource.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Device {
+    /// As the kubelet knows it.
+    pub id: DeviceId,
+    /// The GPU behind it.
+    pub uuid: GpuUuid,
+    /// What is known of the GPU; absent where it could never be read whole.
+    pub gpu: Option<Gpu>,
+    /// Whether it may be given to a container.
+    pub health: Health,
+    /// The device nodes that are this device's alone.
+    pub nodes: Vec<DeviceNode>,
+}
+
+/// What every container with a device gets beside the device's own nodes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Common {
+    /// `/dev/nvidiactl` and its like.
+    pub nodes: Vec<DeviceNode>,
+    /// The driver's libraries and programs.
+    pub mounts: Vec<DriverMount>,
+}
+
+/// All devices of one resource at one moment, sorted by ID, and what belongs
+/// to each answer about them. Shared and never changed: a new moment is a new
+/// snapshot.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DeviceSnapshot {
+    /// Whether every GPU has been looked at once: no list is worth telling the
+    /// kubelet before.
+    pub complete: bool,
+    /// Sorted by ID.
+    pub devices: Vec<Device>,
+    /// The same for each device.
+    pub common: Common,
+}
+
+impl DeviceSnapshot {
+    /// The device with this ID.
+    pub fn get(&self, id: &str) -> Option<&Device> {
+        let place = self.devices.binary_search_by(|device| device.id.as_str().cmp(id)).ok()?;
+        self.devices.get(place)
+    }
+}

@@ -1,0 +1,227 @@
+//! [`GpuLibrary`] over NVML, through nvml-wrapper.
+//!
+//! Function names in errors are those of NVML's manual
+//! (<https://docs.nvidia.com/deploy/nvml-api/>).
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use nvml_wrapper::enum_wrappers::device::TemperatureSensor;
+use nvml_wrapper::enums::device::SampleValue;
+use nvml_wrapper::error::NvmlError;
+use nvml_wrapper::structs::device::FieldId;
+use nvml_wrapper::sys_exports::field_id::NVML_FI_DEV_GET_GPU_RECOVERY_ACTION;
+use nvml_wrapper::{Device, Nvml};
+
+use super::events::NvmlEvents;
+use super::{
+    ComputeCapability, ErrorKind, EventSource, Gpu, GpuLibrary, GpuUuid, LibraryError, OpenError,
+    Reading, Vitals,
+};
+
+/// The name by which the loader finds NVML.
+const SONAME: &str = "libnvidia-ml.so.1";
+
+/// A session with NVML.
+pub struct NvmlLibrary {
+    nvml: Arc<Nvml>,
+    sysfs: PathBuf,
+}
+
+impl NvmlLibrary {
+    /// Loads `library` (or asks the loader for `libnvidia-ml.so.1`) and
+    /// initialises it. `module` is the loaded kernel module's version, for the
+    /// error; `sysfs` is where sysfs is mounted.
+    ///
+    /// # Errors
+    ///
+    /// See [`OpenError`]: each variant is one thing that an operator can mend.
+    pub fn open(
+        library: Option<&Path>,
+        sysfs: &Path,
+        module: Option<String>,
+    ) -> Result<Self, OpenError> {
+        let path = library.map_or_else(|| OsString::from(SONAME), |path| path.as_os_str().into());
+        let name = path.to_string_lossy().into_owned();
+        let nvml = Nvml::builder().lib_path(&path).init().map_err(|error| match error {
+            NvmlError::LibloadingError(error) => OpenError::NoLibrary(error.to_string()),
+            NvmlError::DriverNotLoaded => OpenError::NoDriver(name),
+            NvmlError::LibRmVersionMismatch => OpenError::VersionMismatch {
+                library: name,
+                module: module.unwrap_or_else(|| "unknown".into()),
+            },
+            NvmlError::NoPermission => OpenError::NoPermission(name),
+            error => OpenError::Failed(failed("nvmlInit_v2", error)),
+        })?;
+        Ok(Self { nvml: Arc::new(nvml), sysfs: sysfs.into() })
+    }
+
+    fn device(&self, uuid: &GpuUuid) -> Result<Device<'_>, LibraryError> {
+        let device = self.nvml.device_by_uuid(uuid.as_str());
+        device.map_err(|error| failed("nvmlDeviceGetHandleByUUID", error))
+    }
+
+    fn read_details(&self, device: &Device<'_>, uuid: GpuUuid) -> Result<Gpu, LibraryError> {
+        let pci = device.pci_info().map_err(|error| failed("nvmlDeviceGetPciInfo_v3", error))?;
+        let minor_number =
+            device.minor_number().map_err(|error| failed("nvmlDeviceGetMinorNumber", error))?;
+        let index = device.index().map_err(|error| failed("nvmlDeviceGetIndex", error))?;
+        let product_name = device.name().map_err(|error| failed("nvmlDeviceGetName", error))?;
+        let memory = supported("nvmlDeviceGetMemoryInfo", device.memory_info())?;
+        let capability = supported(
+            "nvmlDeviceGetCudaComputeCapability",
+            device.cuda_compute_capability(),
+        )?;
+        Ok(Gpu {
+            uuid,
+            index,
+            minor_number,
+            numa_node: numa_node(&self.sysfs, &pci.bus_id),
+            pci_bus_id: pci.bus_id,
+            memory_bytes: memory.map(|memory| memory.total),
+            compute_capability: capability.and_then(|capability| {
+                Some(ComputeCapability {
+                    major: capability.major.try_into().ok()?,
+                    minor: capability.minor.try_into().ok()?,
+                })
+            }),
+            product_name,
+        })
+    }
+}
+
+impl GpuLibrary for NvmlLibrary {
+    fn driver_version(&self) -> Result<String, LibraryError> {
+        self.nvml
+            .sys_driver_version()
+            .map_err(|error| failed("nvmlSystemGetDriverVersion", error))
+    }
+
+    fn count(&self) -> Result<u32, LibraryError> {
+        self.nvml.device_count().map_err(|error| failed("nvmlDeviceGetCount_v2", error))
+    }
+
+    fn read(&self, index: u32) -> Reading {
+        let device = match self.nvml.device_by_index(index) {
+            Ok(device) => device,
+            Err(error) => {
+                let error = failed("nvmlDeviceGetHandleByIndex_v2", error);
+                return Reading::Unidentified { index, error };
+            }
+        };
+        let uuid = match device.uuid() {
+            Ok(uuid) => GpuUuid::from(uuid.as_str()),
+            Err(error) => {
+                let error = failed("nvmlDeviceGetUUID", error);
+                return Reading::Unidentified { index, error };
+            }
+        };
+        match self.read_details(&device, uuid.clone()) {
+            Ok(gpu) => Reading::Gpu(gpu),
+            Err(error) => Reading::Partial { uuid, index, error },
+        }
+    }
+
+    fn probe(&self, uuid: &GpuUuid) -> Result<Vitals, LibraryError> {
+        let device = self.device(uuid)?;
+        supported("nvmlDeviceGetMemoryInfo", device.memory_info())?;
+        // Memory info may be answered by the kernel; the sensor sits on the GPU.
+        supported("nvmlDeviceGetTemperature", device.temperature(TemperatureSensor::Gpu))?;
+        Ok(Vitals { recovery_action: recovery_action(&device)? })
+    }
+
+    fn events(self: Arc<Self>, gpus: &[GpuUuid]) -> Result<Box<dyn EventSource>, LibraryError> {
+        let devices: Vec<_> =
+            gpus.iter().filter_map(|uuid| Some((uuid, self.device(uuid).ok()?))).collect();
+        Ok(Box::new(NvmlEvents::subscribe(self.nvml.clone(), &devices)?))
+    }
+}
+
+fn recovery_action(device: &Device<'_>) -> Result<Option<u32>, LibraryError> {
+    const CALL: &str = "nvmlDeviceGetFieldValues";
+    let fields = device.field_values_for(&[FieldId(NVML_FI_DEV_GET_GPU_RECOVERY_ACTION)]);
+    let Some(mut fields) = supported(CALL, fields)? else { return Ok(None) };
+    let Some(Ok(field)) = fields.pop() else { return Ok(None) };
+    Ok(match supported(CALL, field.value)? {
+        Some(SampleValue::U32(action)) => Some(action),
+        Some(SampleValue::U64(action)) => u32::try_from(action).ok(),
+        _ => None,
+    })
+}
+
+/// What a call answered, or nothing where the GPU or the library lacks it: a
+/// function that a driver branch does not have is no fault of the GPU.
+fn supported<T>(
+    call: &'static str,
+    answer: Result<T, NvmlError>,
+) -> Result<Option<T>, LibraryError> {
+    match answer {
+        Ok(value) => Ok(Some(value)),
+        Err(error) => match failed(call, error) {
+            LibraryError { kind: ErrorKind::NotSupported, .. } => Ok(None),
+            error => Err(error),
+        },
+    }
+}
+
+/// An NVML error with the function that it came from.
+#[expect(clippy::needless_pass_by_value, reason = "made for map_err, which gives a value")]
+pub(super) fn failed(call: &'static str, error: NvmlError) -> LibraryError {
+    let kind = match error {
+        NvmlError::GpuLost => ErrorKind::GpuLost,
+        NvmlError::ResetRequired => ErrorKind::ResetRequired,
+        NvmlError::NotFound => ErrorKind::NotFound,
+        NvmlError::NotSupported
+        | NvmlError::FunctionNotFound
+        | NvmlError::InvalidArg
+        | NvmlError::FailedToLoadSymbol(_) => ErrorKind::NotSupported,
+        NvmlError::Timeout => ErrorKind::Timeout,
+        NvmlError::Uninitialized
+        | NvmlError::DriverNotLoaded
+        | NvmlError::LibRmVersionMismatch
+        | NvmlError::LibraryNotFound => ErrorKind::Session,
+        _ => ErrorKind::Other,
+    };
+    LibraryError { call, kind, message: error.to_string() }
+}
+
+/// The NUMA node of a PCI device as sysfs tells it; none where it says -1,
+/// which is how the kernel says that firmware told it nothing
+/// (Documentation/ABI/testing/sysfs-bus-pci).
+fn numa_node(sysfs: &Path, nvml_bus_id: &str) -> Option<u32> {
+    let address = sysfs_address(nvml_bus_id)?;
+    let file = sysfs.join("bus/pci/devices").join(address).join("numa_node");
+    std::fs::read_to_string(file).ok()?.trim().parse().ok()
+}
+
+/// sysfs' form of a PCI address: NVML writes the domain with eight digits and
+/// capitals, the kernel with four and in lower case.
+fn sysfs_address(nvml_bus_id: &str) -> Option<String> {
+    let (domain, rest) = nvml_bus_id.split_once(':')?;
+    let domain = u32::from_str_radix(domain, 16).ok()?;
+    Some(format!("{domain:04x}:{}", rest.to_ascii_lowercase()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bus_ids_are_written_as_sysfs_writes_them() {
+        assert_eq!(sysfs_address("00000000:3B:00.0").as_deref(), Some("0000:3b:00.0"));
+        assert_eq!(sysfs_address("00010000:3B:00.0").as_deref(), Some("10000:3b:00.0"));
+        assert_eq!(sysfs_address("nonsense"), None);
+    }
+
+    #[test]
+    fn a_numa_node_of_minus_one_is_none() {
+        let sysfs = tempfile::tempdir().unwrap();
+        let device = sysfs.path().join("bus/pci/devices/0000:3b:00.0");
+        std::fs::create_dir_all(&device).unwrap();
+        std::fs::write(device.join("numa_node"), "-1\n").unwrap();
+        assert_eq!(numa_node(sysfs.path(), "00000000:3B:00.0"), None);
+        std::fs::write(device.join("numa_node"), "1\n").unwrap();
+        assert_eq!(numa_node(sysfs.path(), "00000000:3B:00.0"), Some(1));
+    }
+}

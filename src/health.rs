@@ -1,0 +1,4 @@
+//! What makes a GPU unfit for containers, and what makes it fit again.
+
+pub mod reducer;
+pub mod xid;

@@ -1,0 +1,237 @@
+//! Which devices there are: what was read of the GPUs, over time, to the
+//! devices of a resource. Pure, but for the look whether a device node exists.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use crate::device::{Common, Device, DeviceSnapshot, Health, UnhealthyReason};
+use crate::driver::DriverFiles;
+use crate::driver::nodes::DevRoot;
+use crate::gpu::{Gpu, GpuUuid, Reading};
+use crate::health::reducer::{GpuHealth, Signal};
+
+#[derive(Clone, Debug, Default)]
+struct Entry {
+    /// Of the last enumeration that found it.
+    index: Option<u32>,
+    gpu: Option<Gpu>,
+    health: GpuHealth,
+}
+
+/// Every GPU that was ever seen, by UUID. None is ever dropped: a kubelet that
+/// is asked about an ID that it gave away and that is listed no more may panic
+/// (Kubernetes' pkg/kubelet/cm/devicemanager/manager.go, `filterByAffinity`).
+#[derive(Clone, Debug, Default)]
+pub struct Inventory {
+    gpus: BTreeMap<GpuUuid, Entry>,
+}
+
+/// What of the node, beside its GPUs, decides what a container gets.
+#[derive(Clone, Debug)]
+pub struct Node {
+    /// Where the device nodes are.
+    pub dev_root: DevRoot,
+    /// The driver's files, or why there are none to give.
+    pub driver: Result<DriverFiles, UnhealthyReason>,
+}
+
+impl Inventory {
+    /// Takes note of GPUs that must be listed though none was read yet: they
+    /// are unhealthy until a scan finds them.
+    pub fn remember(&mut self, now: Duration, uuids: impl IntoIterator<Item = GpuUuid>) {
+        for uuid in uuids {
+            self.gpus.entry(uuid).or_default().health.apply(now, &Signal::Vanished);
+        }
+    }
+
+    /// Takes in a whole enumeration. `silent` are the indexes whose reading
+    /// did not come back within `deadline`.
+    pub fn scanned(
+        &mut self,
+        now: Duration,
+        readings: &[Reading],
+        silent: &[u32],
+        deadline: Duration,
+    ) {
+        for reading in readings {
+            match reading {
+                Reading::Gpu(gpu) => {
+                    let entry = self.gpus.entry(gpu.uuid.clone()).or_default();
+                    entry.index = Some(gpu.index);
+                    entry.gpu = Some(gpu.clone());
+                    entry.health.apply(now, &Signal::Present);
+                }
+                Reading::Partial { uuid, index, error } => {
+                    let entry = self.gpus.entry(uuid.clone()).or_default();
+                    entry.index = Some(*index);
+                    entry.health.apply(now, &Signal::Unreadable(error.clone()));
+                }
+                Reading::Unidentified { .. } => {}
+            }
+        }
+        for (uuid, entry) in &mut self.gpus {
+            if readings.iter().any(|reading| identity(reading) == Some(uuid)) {
+                continue;
+            }
+            let signal = unseen(entry.index, readings, silent, deadline);
+            entry.health.apply(now, &signal);
+        }
+    }
+
+    /// Takes in a signal about one GPU. One that is not known is passed over.
+    pub fn signal(&mut self, now: Duration, uuid: &GpuUuid, signal: &Signal) {
+        if let Some(entry) = self.gpus.get_mut(uuid) {
+            entry.health.apply(now, signal);
+        }
+    }
+
+    /// Every GPU that was ever seen.
+    pub fn uuids(&self) -> impl Iterator<Item = &GpuUuid> {
+        self.gpus.keys()
+    }
+
+    /// The GPUs that the last enumeration did not find whole.
+    pub fn any_amiss(&self) -> bool {
+        self.gpus.values().any(|entry| entry.health.health() != Health::Healthy)
+    }
+
+    /// The devices that stand for whole GPUs.
+    pub fn devices(&self, node: &Node) -> DeviceSnapshot {
+        let common = Common {
+            nodes: node.dev_root.common(),
+            mounts: node.driver.as_ref().map(DriverFiles::mounts).unwrap_or_default(),
+        };
+        let missing = common.nodes.iter().find(|node| !node.here.exists());
+        let devices = self.gpus.iter().map(|(uuid, entry)| {
+            let nodes: Vec<_> =
+                entry.gpu.iter().map(|gpu| node.dev_root.gpu(gpu.minor_number)).collect();
+            let missing = missing.or_else(|| nodes.iter().find(|node| !node.here.exists()));
+            let missing = missing.map(|node| UnhealthyReason::NoDeviceNode(node.host.clone()));
+            let reason = entry
+                .health
+                .health()
+                .reason()
+                .cloned()
+                .or_else(|| node.driver.as_ref().err().cloned())
+                .or(missing);
+            Device {
+                id: uuid.into(),
+                uuid: uuid.clone(),
+                gpu: entry.gpu.clone(),
+                health: reason.map_or(Health::Healthy, Health::Unhealthy),
+                nodes,
+            }
+        });
+        DeviceSnapshot { complete: true, devices: devices.collect(), common }
+    }
+}
+
+fn identity(reading: &Reading) -> Option<&GpuUuid> {
+    match reading {
+        Reading::Gpu(gpu) => Some(&gpu.uuid),
+        Reading::Partial { uuid, .. } => Some(uuid),
+        Reading::Unidentified { .. } => None,
+    }
+}
+
+/// What became of a GPU that did not say its name in a scan: what stands at
+/// its old index failed, or did not answer, or it is gone.
+fn unseen(index: Option<u32>, readings: &[Reading], silent: &[u32], deadline: Duration) -> Signal {
+    let Some(index) = index else { return Signal::Vanished };
+    if silent.contains(&index) {
+        return Signal::Overdue(deadline);
+    }
+    readings
+        .iter()
+        .find_map(|reading| match reading {
+            Reading::Unidentified { index: at, error } if *at == index => {
+                Some(Signal::Unreadable(error.clone()))
+            }
+            _ => None,
+        })
+        .unwrap_or(Signal::Vanished)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gpu::{ErrorKind, LibraryError};
+
+    const DEADLINE: Duration = Duration::from_secs(10);
+
+    fn gpu(index: u32, uuid: &str) -> Reading {
+        Reading::Gpu(Gpu {
+            uuid: uuid.into(),
+            index,
+            minor_number: index,
+            pci_bus_id: format!("00000000:{index:02X}:00.0"),
+            numa_node: None,
+            memory_bytes: None,
+            compute_capability: None,
+            product_name: "NVIDIA H200".into(),
+        })
+    }
+
+    fn failed() -> LibraryError {
+        LibraryError { call: "nvmlDeviceGetUUID", kind: ErrorKind::GpuLost, message: "".into() }
+    }
+
+    fn reasons(inventory: &Inventory) -> Vec<(String, Option<UnhealthyReason>)> {
+        inventory
+            .gpus
+            .iter()
+            .map(|(uuid, entry)| (uuid.to_string(), entry.health.health().reason().cloned()))
+            .collect()
+    }
+
+    fn scanned(scans: &[(&[Reading], &[u32])]) -> Inventory {
+        let mut inventory = Inventory::default();
+        for (readings, silent) in scans {
+            inventory.scanned(Duration::ZERO, readings, silent, DEADLINE);
+        }
+        inventory
+    }
+
+    #[test]
+    fn a_gpu_that_vanishes_stays_listed() {
+        let inventory = scanned(&[(&[gpu(0, "a"), gpu(1, "b")], &[]), (&[gpu(0, "b")], &[])]);
+        assert_eq!(
+            reasons(&inventory),
+            [("a".into(), Some(UnhealthyReason::Vanished)), ("b".into(), None)]
+        );
+    }
+
+    #[test]
+    fn a_gpu_that_cannot_say_its_name_any_more_is_known_by_its_index() {
+        let lost = Reading::Unidentified { index: 1, error: failed() };
+        let inventory = scanned(&[(&[gpu(0, "a"), gpu(1, "b")], &[]), (&[gpu(0, "a"), lost], &[])]);
+        assert_eq!(
+            reasons(&inventory)[1],
+            ("b".into(), Some(UnhealthyReason::Lost("nvmlDeviceGetUUID".into())))
+        );
+    }
+
+    #[test]
+    fn a_gpu_that_is_read_in_part_is_listed_with_the_reason_and_the_others_are_served() {
+        let part = Reading::Partial { uuid: "b".into(), index: 1, error: failed() };
+        let inventory = scanned(&[(&[gpu(0, "a"), part], &[])]);
+        assert_eq!(reasons(&inventory)[0], ("a".into(), None));
+        assert!(reasons(&inventory)[1].1.is_some());
+    }
+
+    #[test]
+    fn a_gpu_whose_reading_hangs_is_not_taken_for_vanished() {
+        let inventory =
+            scanned(&[(&[gpu(0, "a"), gpu(1, "b")], &[]), (&[gpu(0, "a")], &[1])]);
+        assert_eq!(reasons(&inventory)[1], ("b".into(), Some(UnhealthyReason::NotAnswering(10))));
+    }
+
+    #[test]
+    fn a_remembered_gpu_is_unhealthy_until_it_is_found() {
+        let mut inventory = Inventory::default();
+        inventory.remember(Duration::ZERO, [GpuUuid::from("a")]);
+        assert_eq!(reasons(&inventory)[0].1, Some(UnhealthyReason::Vanished));
+        inventory.scanned(Duration::ZERO, &[gpu(0, "a")], &[], DEADLINE);
+        assert_eq!(reasons(&inventory)[0].1, None);
+    }
+}

@@ -1,0 +1,183 @@
+//! What is counted and measured, in OpenMetrics.
+
+use prometheus_client::encoding::{EncodeLabelSet, text};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::{Registry, Unit};
+
+/// Devices of one resource in one state of health.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct HealthLabels {
+    /// The resource's name.
+    pub resource: String,
+    /// `Healthy` or `Unhealthy`.
+    pub health: &'static str,
+}
+
+/// One resource.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ResourceLabels {
+    /// The resource's name.
+    pub resource: String,
+}
+
+/// Registrations of one resource that ended in one way.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct RegistrationLabels {
+    /// The resource's name.
+    pub resource: String,
+    /// `ok`, `refused`, `timeout` or `error`.
+    pub result: &'static str,
+}
+
+/// One state of the connection between one resource's plugin and the kubelet.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ConnectionLabels {
+    /// The resource's name.
+    pub resource: String,
+    /// See `plugin::machine::Phase`.
+    pub state: &'static str,
+}
+
+/// Calls of one method that were answered with one gRPC code.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct RpcLabels {
+    /// The resource's name.
+    pub resource: String,
+    /// The method's name, such as `Allocate`.
+    pub method: &'static str,
+    /// The gRPC code, such as `Ok` or `InvalidArgument`.
+    pub code: String,
+}
+
+/// XIDs of one GPU.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct XidLabels {
+    /// The GPU's UUID, or `unknown`.
+    pub uuid: String,
+    /// The XID.
+    pub xid: u64,
+}
+
+/// Errors of one function of NVML.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct NvmlLabels {
+    /// The function, as NVML's manual names it.
+    pub call: &'static str,
+}
+
+/// All metrics and the registry that they are in.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    /// `gpu_device_plugin_devices`.
+    pub devices: Family<HealthLabels, Gauge>,
+    /// `gpu_device_plugin_registrations_total`.
+    pub registrations: Family<RegistrationLabels, Counter>,
+    /// `gpu_device_plugin_kubelet_connection`: 1 for the state that holds.
+    pub connection: Family<ConnectionLabels, Gauge>,
+    /// `gpu_device_plugin_allocated_devices_total`.
+    pub allocated: Family<ResourceLabels, Counter>,
+    /// `gpu_device_plugin_rpc_duration_seconds`.
+    pub rpcs: Family<RpcLabels, Histogram>,
+    /// `gpu_device_plugin_rival_plugins`.
+    pub rivals: Family<ResourceLabels, Gauge>,
+    /// `gpu_device_plugin_xids_total`.
+    pub xids: Family<XidLabels, Counter>,
+    /// `gpu_device_plugin_nvml_errors_total`.
+    pub nvml_errors: Family<NvmlLabels, Counter>,
+    /// `gpu_device_plugin_nvml_session`: 1 while there is one.
+    pub session: Gauge,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Metrics {
+    /// All metrics, at zero, registered.
+    pub fn new() -> Self {
+        let rpcs = Family::new_with_constructor(rpc_buckets as fn() -> Histogram);
+        let mut metrics = Self {
+            registry: Registry::with_prefix("gpu_device_plugin"),
+            devices: Family::default(),
+            registrations: Family::default(),
+            connection: Family::default(),
+            allocated: Family::default(),
+            rpcs,
+            rivals: Family::default(),
+            xids: Family::default(),
+            nvml_errors: Family::default(),
+            session: Gauge::default(),
+        };
+        metrics.register();
+        metrics
+    }
+
+    /// The text that Prometheus reads (OpenMetrics 1.0).
+    ///
+    /// # Errors
+    ///
+    /// A metric could not be written; none of ours is known to.
+    pub fn encode(&self) -> Result<String, std::fmt::Error> {
+        let mut text = String::with_capacity(8192);
+        text::encode(&mut text, &self.registry)?;
+        Ok(text)
+    }
+
+    fn register(&mut self) {
+        let Self { registry, .. } = self;
+        registry.register(
+            "build",
+            "The version that runs",
+            Info::new([("version", env!("CARGO_PKG_VERSION"))]),
+        );
+        registry.register("devices", "Devices advertised, by health", self.devices.clone());
+        registry.register(
+            "registrations",
+            "Registrations with the kubelet that were tried, by result",
+            self.registrations.clone(),
+        );
+        registry.register(
+            "kubelet_connection",
+            "State of the connection with the kubelet: 1 for the one that holds",
+            self.connection.clone(),
+        );
+        registry.register(
+            "allocated_devices",
+            "Devices named in answers to Allocate",
+            self.allocated.clone(),
+        );
+        registry.register_with_unit(
+            "rpc_duration",
+            "Calls of the kubelet and how long each took, by method and gRPC code",
+            Unit::Seconds,
+            self.rpcs.clone(),
+        );
+        registry.register(
+            "rival_plugins",
+            "Live sockets of other device plugins for the same resource in the kubelet's folder",
+            self.rivals.clone(),
+        );
+        registry.register("xids", "Critical XID events, by GPU and XID", self.xids.clone());
+        registry.register(
+            "nvml_errors",
+            "Calls of NVML that failed or did not come back, by function",
+            self.nvml_errors.clone(),
+        );
+        registry.register(
+            "nvml_session",
+            "Whether there is a session with NVML",
+            self.session.clone(),
+        );
+    }
+}
+
+fn rpc_buckets() -> Histogram {
+    Histogram::new([0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.005, 0.025, 0.1, 0.5, 1.0, 5.0])
+}

@@ -1,0 +1,256 @@
+//! Watches the GPUs: keeps a session with the GPU library, enumerates, probes
+//! and listens, and publishes what it finds as snapshots.
+//!
+//! One task owns the inventory. Every call of the library runs on a thread of
+//! its own ([`calls`]) and comes back as an answer, so nothing that hangs in the
+//! driver holds up the task, and nothing but the task's snapshots is read when
+//! the kubelet asks.
+
+mod session;
+mod subscription;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use backon::{BackoffBuilder, ExponentialBuilder};
+use tokio::sync::{Notify, watch};
+use tokio::time::{Instant, sleep};
+use tracing::{info, warn};
+
+use crate::config::Config;
+use crate::device::{DeviceSnapshot, UnhealthyReason};
+use crate::driver::{self, DriverFiles};
+use crate::gpu::calls::{self, Calls, Outcome};
+use crate::gpu::nvml::NvmlLibrary;
+use crate::gpu::{ErrorKind, GpuLibrary, GpuUuid, LibraryError, OpenError};
+use crate::inventory::{Inventory, Node};
+use crate::metrics::{HealthLabels, Metrics, NvmlLabels};
+use crate::readiness::Readiness;
+
+/// The part of [`Readiness`] that the session is.
+const DRIVER: &str = "driver";
+/// The part of [`Readiness`] that the first enumeration is.
+const GPUS: &str = "gpus";
+/// The part of [`Readiness`] that the files for containers are.
+const DRIVER_FILES: &str = "driver files";
+
+const FIRST_RETRY: Duration = Duration::from_millis(200);
+const LONGEST_RETRY: Duration = Duration::from_secs(5);
+
+/// Opens a session with the GPU library. May block.
+pub type Opener = dyn Fn() -> Result<Arc<dyn GpuLibrary>, OpenError> + Send + Sync;
+
+/// Opens NVML where the configuration says: the library that was named, else
+/// the driver root's, else the loader's.
+pub fn nvml_opener(config: &Config) -> Arc<Opener> {
+    let paths = config.paths.clone();
+    Arc::new(move || {
+        let library = paths.nvml_library.clone();
+        let library = library.or_else(|| driver::nvml_library(&paths.driver_root));
+        let module = driver::kernel_module_version(&paths.procfs, &paths.sysfs);
+        let nvml = NvmlLibrary::open(library.as_deref(), &paths.sysfs, module)?;
+        Ok(Arc::new(nvml) as Arc<dyn GpuLibrary>)
+    })
+}
+
+/// The task that watches the GPUs.
+pub struct Monitor {
+    open: Arc<Opener>,
+    config: Config,
+    metrics: Arc<Metrics>,
+    readiness: Readiness,
+    /// Woken to look at everything again at once.
+    rescan: Arc<Notify>,
+    started: Instant,
+    inventory: Inventory,
+    node: Node,
+    /// Whether every GPU has been looked at once.
+    complete: bool,
+    snapshots: watch::Sender<Arc<DeviceSnapshot>>,
+}
+
+impl Monitor {
+    /// A monitor that has seen nothing yet. `allocated` are the GPUs that the
+    /// kubelet gave to pods before this process started: they are listed,
+    /// found or not.
+    pub fn new(
+        config: Config,
+        open: Arc<Opener>,
+        allocated: Vec<GpuUuid>,
+        metrics: Arc<Metrics>,
+        readiness: Readiness,
+        rescan: Arc<Notify>,
+    ) -> Self {
+        readiness.missing(DRIVER, "not asked yet");
+        readiness.missing(GPUS, "not enumerated yet");
+        let mut inventory = Inventory::default();
+        inventory.remember(Duration::ZERO, allocated);
+        let dev_root = config.paths.dev_root.clone();
+        let driver = Err(UnhealthyReason::NoDriver("driver not asked yet".into()));
+        Self {
+            open,
+            config,
+            metrics,
+            readiness,
+            rescan,
+            started: Instant::now(),
+            inventory,
+            node: Node { dev_root, driver },
+            complete: false,
+            snapshots: watch::Sender::default(),
+        }
+    }
+
+    /// What is published. The first complete snapshot comes after the first
+    /// enumeration.
+    pub fn snapshots(&self) -> watch::Receiver<Arc<DeviceSnapshot>> {
+        self.snapshots.subscribe()
+    }
+
+    /// Watches for ever.
+    pub async fn run(mut self) {
+        let mut retry = retries();
+        let mut opening = Calls::new(calls::DEADLINE);
+        loop {
+            let library = self.open(&mut opening, &mut retry).await;
+            let session = session::Session::new(&mut self, library);
+            let (error, scanned) = session.run().await;
+            self.metrics.session.set(0);
+            warn!(%error, "session with the driver ended");
+            if scanned {
+                // It worked for a while: a new session at once, and the devices
+                // keep their health until that fails too.
+                retry = retries();
+            } else {
+                self.no_driver(&OpenError::Failed(error));
+                sleep(retry.next().unwrap_or(LONGEST_RETRY)).await;
+            }
+        }
+    }
+
+    /// Opens a session, however long that takes.
+    async fn open(
+        &mut self,
+        opening: &mut Calls<(), Result<Arc<dyn GpuLibrary>, OpenError>>,
+        retry: &mut impl Iterator<Item = Duration>,
+    ) -> Arc<dyn GpuLibrary> {
+        loop {
+            let open = self.open.clone();
+            opening.start((), move || open());
+            match opening.next().await {
+                Outcome::Returned((), Ok(library)) => return library,
+                Outcome::Returned((), Err(error)) => self.no_driver(&error),
+                Outcome::Overdue(()) => {
+                    self.no_driver(&OpenError::Hung("nvmlInit_v2", calls::DEADLINE));
+                    continue;
+                }
+                Outcome::Panicked(()) => {
+                    let error = LibraryError {
+                        call: "nvmlInit_v2",
+                        kind: ErrorKind::Other,
+                        message: "panicked".into(),
+                    };
+                    self.no_driver(&OpenError::Failed(error));
+                }
+            }
+            tokio::select! {
+                () = sleep(retry.next().unwrap_or(LONGEST_RETRY)) => {}
+                () = self.rescan.notified() => {}
+            }
+        }
+    }
+
+    /// Says that there is no session, and why, and withdraws the devices.
+    fn no_driver(&mut self, error: &OpenError) {
+        self.metrics.session.set(0);
+        if let OpenError::Failed(error) = error {
+            self.count_error(error.call);
+        }
+        if self.readiness.missing(DRIVER, error.to_string()) {
+            warn!(%error, "no driver");
+        }
+        self.node.driver = Err(UnhealthyReason::NoDriver(error.to_string()));
+        self.publish();
+    }
+
+    /// Says that there is a session, with a driver of this version.
+    fn driver_found(&mut self, version: &str, files: Result<DriverFiles, driver::DriverError>) {
+        self.metrics.session.set(1);
+        if self.readiness.ready(DRIVER) {
+            info!(version, "driver found");
+        }
+        match &files {
+            Ok(files) => {
+                if self.readiness.ready(DRIVER_FILES) || self.node.driver.is_err() {
+                    let libraries = files.libraries.len();
+                    info!(version, libraries, "driver files found");
+                }
+            }
+            Err(error) => {
+                if self.readiness.missing(DRIVER_FILES, error.to_string()) {
+                    warn!(version, %error, "no driver files");
+                }
+            }
+        }
+        self.node.driver = files.map_err(|error| UnhealthyReason::NoDriverFiles(error.to_string()));
+    }
+
+    fn count_error(&self, call: &'static str) {
+        self.metrics.nvml_errors.get_or_create(&NvmlLabels { call }).inc();
+    }
+
+    /// Time since the start, the clock of the health reducer.
+    fn now(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// Publishes what is known now, if that is news.
+    fn publish(&mut self) {
+        if !self.complete {
+            return;
+        }
+        let snapshot = self.inventory.devices(&self.node);
+        self.snapshots.send_if_modified(|last| {
+            if **last == snapshot {
+                return false;
+            }
+            log_changes(last, &snapshot);
+            self.count_devices(&snapshot);
+            *last = Arc::new(snapshot);
+            true
+        });
+    }
+
+    fn count_devices(&self, snapshot: &DeviceSnapshot) {
+        for health in ["Healthy", "Unhealthy"] {
+            let count = snapshot.devices.iter().filter(|device| device.health.as_str() == health);
+            let resource = self.config.resource_name.clone();
+            let gauge = self.metrics.devices.get_or_create(&HealthLabels { resource, health });
+            gauge.set(i64::try_from(count.count()).unwrap_or(i64::MAX));
+        }
+    }
+}
+
+/// A line for each device that is new, or whose health changed.
+fn log_changes(last: &DeviceSnapshot, now: &DeviceSnapshot) {
+    for device in &now.devices {
+        let before = last.get(device.id.as_str()).map(|before| &before.health);
+        if before == Some(&device.health) {
+            continue;
+        }
+        let (id, health) = (device.id.as_str(), device.health.as_str());
+        match device.health.reason() {
+            None => info!(device = id, health, "device is healthy"),
+            Some(reason) => warn!(device = id, health, %reason, "device is unhealthy"),
+        }
+    }
+}
+
+fn retries() -> impl Iterator<Item = Duration> {
+    ExponentialBuilder::default()
+        .with_min_delay(FIRST_RETRY)
+        .with_max_delay(LONGEST_RETRY)
+        .with_jitter()
+        .without_max_times()
+        .build()
+}

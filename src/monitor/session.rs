@@ -1,0 +1,291 @@
+//! One session with the GPU library, from its opening to its end.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, MissedTickBehavior, interval};
+use tracing::{debug, info, warn};
+
+use super::subscription::{Notice, Subscription};
+use super::{GPUS, Monitor};
+use crate::driver::{DriverError, DriverFiles};
+use crate::gpu::calls::{Calls, DEADLINE, Outcome};
+use crate::gpu::{ErrorKind, GpuLibrary, GpuUuid, LibraryError, Reading, Vitals, XidEvent};
+use crate::health::reducer::Signal;
+use crate::health::xid::{XidClass, classify};
+use crate::metrics::XidLabels;
+
+/// Without a reason to look sooner, all GPUs are enumerated again after this.
+const RESCAN: Duration = Duration::from_secs(30);
+
+/// What a call is about, so that none is made twice at once.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Key {
+    Driver,
+    Count,
+    Read(u32),
+    Probe(GpuUuid),
+}
+
+enum Answer {
+    Driver(Result<(String, Result<DriverFiles, DriverError>), LibraryError>),
+    Count(Result<u32, LibraryError>),
+    Read(Reading),
+    Probe(Result<Vitals, LibraryError>),
+}
+
+/// An enumeration under way: the indexes below `count`.
+struct Scan {
+    count: u32,
+    readings: Vec<Reading>,
+}
+
+pub(super) struct Session<'a> {
+    monitor: &'a mut Monitor,
+    library: Arc<dyn GpuLibrary>,
+    calls: Calls<Key, Answer>,
+    events: Subscription,
+    scan: Option<Scan>,
+    /// When the last enumeration ended, and how many GPUs it counted.
+    last_scan: Option<(Instant, u32)>,
+    /// The driver's version and files are known.
+    driver_known: bool,
+}
+
+impl<'a> Session<'a> {
+    pub(super) fn new(monitor: &'a mut Monitor, library: Arc<dyn GpuLibrary>) -> Self {
+        Self {
+            monitor,
+            library,
+            calls: Calls::new(DEADLINE),
+            events: Subscription::default(),
+            scan: None,
+            last_scan: None,
+            driver_known: false,
+        }
+    }
+
+    /// Watches the GPUs until the session breaks. Says why, and whether it had
+    /// enumerated them before.
+    pub(super) async fn run(mut self) -> (LibraryError, bool) {
+        let mut poll = interval(self.monitor.config.poll_interval);
+        poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let rescan = self.monitor.rescan.clone();
+        self.ask_driver();
+        loop {
+            let broken = tokio::select! {
+                outcome = self.calls.next() => self.came_back(outcome),
+                notice = self.events.next() => { self.noticed(notice); None }
+                _ = poll.tick() => { self.poll(); None }
+                () = rescan.notified() => {
+                    info!("looking at all GPUs again, as asked");
+                    self.last_scan = None;
+                    self.ask_driver();
+                    self.poll();
+                    None
+                }
+            };
+            if let Some(error) = broken {
+                return (error, self.last_scan.is_some());
+            }
+        }
+    }
+
+    /// Asks everything that is due.
+    fn poll(&mut self) {
+        if !self.driver_known || self.monitor.node.driver.is_err() {
+            self.ask_driver();
+        }
+        let library = self.library.clone();
+        self.calls.start(Key::Count, move || Answer::Count(library.count()));
+        self.probe_all();
+        // Device nodes come and go without a word from the library.
+        self.monitor.publish();
+    }
+
+    fn ask_driver(&mut self) {
+        let (library, root) = (self.library.clone(), self.monitor.config.paths.driver_root.clone());
+        self.calls.start(Key::Driver, move || {
+            Answer::Driver(library.driver_version().map(|version| {
+                let files = DriverFiles::find(&root, &version);
+                (version, files)
+            }))
+        });
+    }
+
+    fn probe_all(&mut self) {
+        let uuids: Vec<_> = self.monitor.inventory.uuids().cloned().collect();
+        for uuid in uuids {
+            self.probe(uuid);
+        }
+    }
+
+    fn probe(&mut self, uuid: GpuUuid) {
+        let (library, gpu) = (self.library.clone(), uuid.clone());
+        self.calls.start(Key::Probe(uuid), move || Answer::Probe(library.probe(&gpu)));
+    }
+
+    /// Takes in what became of a call. An error ends the session.
+    fn came_back(&mut self, outcome: Outcome<Key, Answer>) -> Option<LibraryError> {
+        match outcome {
+            Outcome::Returned(key, answer) => return self.answered(&key, answer),
+            Outcome::Overdue(key) => self.overdue(&key),
+            Outcome::Panicked(key) => warn!(?key, "a call of the GPU library panicked"),
+        }
+        self.end_scan();
+        None
+    }
+
+    fn answered(&mut self, key: &Key, answer: Answer) -> Option<LibraryError> {
+        match answer {
+            Answer::Driver(Ok((version, files))) => {
+                self.driver_known = true;
+                self.monitor.driver_found(&version, files);
+                self.monitor.publish();
+            }
+            Answer::Driver(Err(error)) | Answer::Count(Err(error)) => {
+                self.monitor.count_error(error.call);
+                return Some(error);
+            }
+            Answer::Count(Ok(count)) => self.counted(count),
+            Answer::Read(reading) => {
+                if let Some(scan) = &mut self.scan {
+                    scan.readings.push(reading);
+                }
+            }
+            Answer::Probe(result) => return self.probed(key, result),
+        }
+        self.end_scan();
+        None
+    }
+
+    fn counted(&mut self, count: u32) {
+        let due = match self.last_scan {
+            None => true,
+            Some((at, counted)) => {
+                counted != count || at.elapsed() >= RESCAN || self.monitor.inventory.any_amiss()
+            }
+        };
+        if !due || self.scan.is_some() {
+            return;
+        }
+        self.scan = Some(Scan { count, readings: Vec::new() });
+        for index in 0..count {
+            let library = self.library.clone();
+            self.calls.start(Key::Read(index), move || Answer::Read(library.read(index)));
+        }
+    }
+
+    /// Ends the enumeration when no reading that is in time is out any more.
+    fn end_scan(&mut self) {
+        if self.calls.any_in_time(|key| matches!(key, Key::Read(_))) {
+            return;
+        }
+        let Some(scan) = self.scan.take() else { return };
+        let silent: Vec<_> =
+            (0..scan.count).filter(|index| self.calls.is_overdue(&Key::Read(*index))).collect();
+        for reading in &scan.readings {
+            if let Reading::Unidentified { index, error } = reading {
+                self.monitor.count_error(error.call);
+                debug!(index, %error, "GPU could not be identified");
+            }
+        }
+        let now = self.monitor.now();
+        self.monitor.inventory.scanned(now, &scan.readings, &silent, DEADLINE);
+        let first = self.last_scan.is_none();
+        self.last_scan = Some((Instant::now(), scan.count));
+        self.tell_unidentified(&scan, &silent);
+        if first || !self.monitor.complete {
+            info!(gpus = scan.count, "GPUs enumerated");
+            // A GPU that has just been read needs no probe to be listed.
+            self.probe_all();
+        }
+        self.monitor.complete = true;
+        self.monitor.publish();
+        let uuids: Vec<_> = self.monitor.inventory.uuids().cloned().collect();
+        self.events.subscribe(&self.library, uuids);
+    }
+
+    /// A GPU without a name cannot be listed, so the operator is told here.
+    fn tell_unidentified(&self, scan: &Scan, silent: &[u32]) {
+        let mut untold: Vec<_> = scan
+            .readings
+            .iter()
+            .filter_map(|reading| match reading {
+                Reading::Unidentified { index, error } => Some(format!("index {index}: {error}")),
+                _ => None,
+            })
+            .collect();
+        untold.extend(silent.iter().map(|index| format!("index {index}: NVML does not answer")));
+        if untold.is_empty() {
+            self.monitor.readiness.ready(GPUS);
+        } else {
+            let what = format!("not readable: {}; the others are served", untold.join("; "));
+            if self.monitor.readiness.missing(GPUS, what.clone()) {
+                warn!(what, "some GPUs cannot be read");
+            }
+        }
+    }
+
+    fn probed(&mut self, key: &Key, result: Result<Vitals, LibraryError>) -> Option<LibraryError> {
+        let Key::Probe(uuid) = key else { return None };
+        if let Err(error) = &result {
+            self.monitor.count_error(error.call);
+            if error.kind == ErrorKind::Session {
+                return Some(error.clone());
+            }
+        }
+        let now = self.monitor.now();
+        self.monitor.inventory.signal(now, uuid, &Signal::Probed(result));
+        self.monitor.publish();
+        None
+    }
+
+    fn overdue(&mut self, key: &Key) {
+        let call = match key {
+            Key::Driver => "nvmlSystemGetDriverVersion",
+            Key::Count => "nvmlDeviceGetCount_v2",
+            Key::Read(_) => "enumeration",
+            Key::Probe(_) => "probe",
+        };
+        self.monitor.count_error(call);
+        warn!(?key, seconds = DEADLINE.as_secs(), "the driver hangs: a call has not come back");
+        if let Key::Probe(uuid) = key {
+            let now = self.monitor.now();
+            self.monitor.inventory.signal(now, uuid, &Signal::Overdue(DEADLINE));
+            self.monitor.publish();
+        }
+    }
+
+    fn noticed(&mut self, notice: Notice) {
+        match notice {
+            Notice::Xid(event) => self.xid(&event),
+            // The wait tells nothing of who is sick: ask each.
+            Notice::Failed(error) => {
+                self.monitor.count_error(error.call);
+                warn!(%error, "waiting for XID events failed; asking each GPU");
+                self.probe_all();
+            }
+            Notice::Retry => {
+                let uuids: Vec<_> = self.monitor.inventory.uuids().cloned().collect();
+                self.events.subscribe(&self.library, uuids);
+            }
+        }
+    }
+
+    fn xid(&mut self, event: &XidEvent) {
+        let uuid = event.uuid.as_ref().map_or("unknown", |uuid| uuid.as_str());
+        let labels = XidLabels { uuid: uuid.into(), xid: event.xid };
+        self.monitor.metrics.xids.get_or_create(&labels).inc();
+        let class = classify(event.xid);
+        let instance = event.gpu_instance_id;
+        warn!(uuid, xid = event.xid, ?class, instance, "XID event");
+        let Some(uuid) = &event.uuid else { return self.probe_all() };
+        let now = self.monitor.now();
+        self.monitor.inventory.signal(now, uuid, &Signal::Xid(event.xid));
+        self.monitor.publish();
+        if class != XidClass::Application {
+            self.probe(uuid.clone());
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! What the kubelet asks, answered from the last snapshot.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use tokio::sync::{mpsc, watch};
+use tokio_stream::Stream;
+use tonic::transport::server::UdsConnectInfo;
+use tonic::{Request, Response, Status};
+use tracing::info;
+
+use super::streams::{Streams, Ticket};
+use crate::allocate::response;
+use crate::api::v1beta1::device_plugin_server::DevicePlugin;
+use crate::api::v1beta1::{
+    AllocateRequest, AllocateResponse, DevicePluginOptions, Empty, ListAndWatchResponse,
+    PreStartContainerRequest, PreStartContainerResponse, PreferredAllocationRequest,
+    PreferredAllocationResponse,
+};
+use crate::device::DeviceSnapshot;
+use crate::metrics::{Metrics, ResourceLabels};
+
+/// The kubelet's side of one resource.
+#[derive(Clone, Debug)]
+pub struct Service {
+    /// The resource's name.
+    pub resource: String,
+    /// Its devices.
+    pub devices: watch::Receiver<Arc<DeviceSnapshot>>,
+    /// Its streams.
+    pub streams: Streams,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+}
+
+#[tonic::async_trait]
+impl DevicePlugin for Service {
+    type ListAndWatchStream = Lists;
+
+    async fn get_device_plugin_options(
+        &self,
+        _request: Request<Empty>,
+    ) -> Result<Response<DevicePluginOptions>, Status> {
+        Ok(Response::new(DevicePluginOptions::default()))
+    }
+
+    async fn list_and_watch(
+        &self,
+        request: Request<Empty>,
+    ) -> Result<Response<Lists>, Status> {
+        let peer = request.extensions().get::<UdsConnectInfo>().and_then(|info| info.peer_cred);
+        let (uid, pid) = (peer.map(|peer| peer.uid()), peer.and_then(|peer| peer.pid()));
+        info!(resource = self.resource, uid, pid, "list stream opened");
+        let ticket = self.streams.open();
+        let (lists, receiver) = mpsc::channel(1);
+        tokio::spawn(send_lists(self.devices.clone(), ticket.told_to_end(), lists));
+        Ok(Response::new(Lists { receiver, _ticket: ticket }))
+    }
+
+    async fn get_preferred_allocation(
+        &self,
+        _request: Request<PreferredAllocationRequest>,
+    ) -> Result<Response<PreferredAllocationResponse>, Status> {
+        // Not offered in the options, and still never an error: the kubelet
+        // rejects a pod for one.
+        Ok(Response::new(PreferredAllocationResponse::default()))
+    }
+
+    async fn allocate(
+        &self,
+        request: Request<AllocateRequest>,
+    ) -> Result<Response<AllocateResponse>, Status> {
+        let request = request.into_inner();
+        let snapshot = self.devices.borrow().clone();
+        let answer = response::allocate(&snapshot, &request).map_err(|error| {
+            info!(resource = self.resource, %error, "allocation refused");
+            error.into_status()
+        })?;
+        let devices = request.container_requests.iter().map(|container| container.devices_ids.len());
+        let labels = ResourceLabels { resource: self.resource.clone() };
+        let count = devices.sum::<usize>();
+        self.metrics.allocated.get_or_create(&labels).inc_by(u64::try_from(count).unwrap_or(0));
+        Ok(Response::new(answer))
+    }
+
+    async fn pre_start_container(
+        &self,
+        _request: Request<PreStartContainerRequest>,
+    ) -> Result<Response<PreStartContainerResponse>, Status> {
+        Ok(Response::new(PreStartContainerResponse::default()))
+    }
+}
+
+/// One ListAndWatch stream: the full list at once, and again whenever it
+/// changed.
+#[derive(Debug)]
+pub struct Lists {
+    receiver: mpsc::Receiver<Result<ListAndWatchResponse, Status>>,
+    /// Held here, and not where the lists are made: the stream is over when the
+    /// transport lets go of it, and only then may a registration follow.
+    _ticket: Ticket,
+}
+
+impl Stream for Lists {
+    type Item = Result<ListAndWatchResponse, Status>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.receiver.poll_recv(context)
+    }
+}
+
+async fn send_lists(
+    mut devices: watch::Receiver<Arc<DeviceSnapshot>>,
+    told_to_end: impl Future<Output = ()>,
+    lists: mpsc::Sender<Result<ListAndWatchResponse, Status>>,
+) {
+    let send_all = async {
+        let mut last = None;
+        loop {
+            let list = response::list(&devices.borrow_and_update());
+            // Each list makes the kubelet write its checkpoint: only news.
+            if last.as_ref() != Some(&list) {
+                if lists.send(Ok(list.clone())).await.is_err() {
+                    return;
+                }
+                last = Some(list);
+            }
+            if devices.changed().await.is_err() {
+                return;
+            }
+        }
+    };
+    tokio::select! {
+        () = told_to_end => {}
+        () = lists.closed() => {}
+        () = send_all => {}
+    }
+}

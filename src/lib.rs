@@ -1,2 +1,3 @@
 //! skeleton
 pub mod api;
+pub mod driver;

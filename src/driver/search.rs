@@ -81,9 +81,10 @@ impl<'a> Search<'a> {
 
     fn nvml(&self) -> Option<PathBuf> {
         self.folders.iter().find_map(|folder| {
-            let beside = names(self.root, folder).into_iter().filter(|name| {
-                name != LIBNVIDIA_ML && name.starts_with(LIBNVIDIA_ML.trim_end_matches('1'))
-            });
+            let is_nvml = |name: &String| {
+                LibraryName::parse(name).is_some_and(|name| name.fits(LIBNVIDIA_ML))
+            };
+            let beside = names(self.root, folder).into_iter().filter(is_nvml);
             std::iter::once(LIBNVIDIA_ML.to_owned())
                 .chain(beside)
                 .find_map(|name| {

@@ -154,7 +154,10 @@ pub struct DeviceSnapshot {
 impl DeviceSnapshot {
     /// The device with this ID.
     pub fn get(&self, id: &str) -> Option<&Device> {
-        let place = self.devices.binary_search_by(|device| device.id.as_str().cmp(id)).ok()?;
+        let place = self
+            .devices
+            .binary_search_by(|device| device.id.as_str().cmp(id))
+            .ok()?;
         self.devices.get(place)
     }
 }

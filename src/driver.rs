@@ -11,6 +11,8 @@
 //! with the next driver upgrade, so whoever hands out a [`DriverMount`] first
 //! looks whether its [`here`](DriverMount::here) is still a file.
 
+pub mod nodes;
+
 mod elf;
 mod kernel_module;
 mod layout;

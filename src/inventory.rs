@@ -40,7 +40,11 @@ impl Inventory {
     /// are unhealthy until a scan finds them.
     pub fn remember(&mut self, now: Duration, uuids: impl IntoIterator<Item = GpuUuid>) {
         for uuid in uuids {
-            self.gpus.entry(uuid).or_default().health.apply(now, &Signal::Vanished);
+            self.gpus
+                .entry(uuid)
+                .or_default()
+                .health
+                .apply(now, &Signal::Vanished);
         }
     }
 
@@ -70,7 +74,10 @@ impl Inventory {
             }
         }
         for (uuid, entry) in &mut self.gpus {
-            if readings.iter().any(|reading| identity(reading) == Some(uuid)) {
+            if readings
+                .iter()
+                .any(|reading| identity(reading) == Some(uuid))
+            {
                 continue;
             }
             let signal = unseen(entry.index, readings, silent, deadline);
@@ -92,19 +99,28 @@ impl Inventory {
 
     /// The GPUs that the last enumeration did not find whole.
     pub fn any_amiss(&self) -> bool {
-        self.gpus.values().any(|entry| entry.health.health() != Health::Healthy)
+        self.gpus
+            .values()
+            .any(|entry| entry.health.health() != Health::Healthy)
     }
 
     /// The devices that stand for whole GPUs.
     pub fn devices(&self, node: &Node) -> DeviceSnapshot {
         let common = Common {
             nodes: node.dev_root.common(),
-            mounts: node.driver.as_ref().map(DriverFiles::mounts).unwrap_or_default(),
+            mounts: node
+                .driver
+                .as_ref()
+                .map(DriverFiles::mounts)
+                .unwrap_or_default(),
         };
         let missing = common.nodes.iter().find(|node| !node.here.exists());
         let devices = self.gpus.iter().map(|(uuid, entry)| {
-            let nodes: Vec<_> =
-                entry.gpu.iter().map(|gpu| node.dev_root.gpu(gpu.minor_number)).collect();
+            let nodes: Vec<_> = entry
+                .gpu
+                .iter()
+                .map(|gpu| node.dev_root.gpu(gpu.minor_number))
+                .collect();
             let missing = missing.or_else(|| nodes.iter().find(|node| !node.here.exists()));
             let missing = missing.map(|node| UnhealthyReason::NoDeviceNode(node.host.clone()));
             let reason = entry
@@ -122,7 +138,11 @@ impl Inventory {
                 nodes,
             }
         });
-        DeviceSnapshot { complete: true, devices: devices.collect(), common }
+        DeviceSnapshot {
+            complete: true,
+            devices: devices.collect(),
+            common,
+        }
     }
 }
 
@@ -137,7 +157,9 @@ fn identity(reading: &Reading) -> Option<&GpuUuid> {
 /// What became of a GPU that did not say its name in a scan: what stands at
 /// its old index failed, or did not answer, or it is gone.
 fn unseen(index: Option<u32>, readings: &[Reading], silent: &[u32], deadline: Duration) -> Signal {
-    let Some(index) = index else { return Signal::Vanished };
+    let Some(index) = index else {
+        return Signal::Vanished;
+    };
     if silent.contains(&index) {
         return Signal::Overdue(deadline);
     }
@@ -173,7 +195,11 @@ mod tests {
     }
 
     fn failed() -> LibraryError {
-        LibraryError { call: "nvmlDeviceGetUUID", kind: ErrorKind::GpuLost, message: "".into() }
+        LibraryError {
+            call: "nvmlDeviceGetUUID",
+            kind: ErrorKind::GpuLost,
+            message: "".into(),
+        }
     }
 
     fn reasons(inventory: &Inventory) -> Vec<(String, Option<UnhealthyReason>)> {
@@ -197,23 +223,39 @@ mod tests {
         let inventory = scanned(&[(&[gpu(0, "a"), gpu(1, "b")], &[]), (&[gpu(0, "b")], &[])]);
         assert_eq!(
             reasons(&inventory),
-            [("a".into(), Some(UnhealthyReason::Vanished)), ("b".into(), None)]
+            [
+                ("a".into(), Some(UnhealthyReason::Vanished)),
+                ("b".into(), None)
+            ]
         );
     }
 
     #[test]
     fn a_gpu_that_cannot_say_its_name_any_more_is_known_by_its_index() {
-        let lost = Reading::Unidentified { index: 1, error: failed() };
-        let inventory = scanned(&[(&[gpu(0, "a"), gpu(1, "b")], &[]), (&[gpu(0, "a"), lost], &[])]);
+        let lost = Reading::Unidentified {
+            index: 1,
+            error: failed(),
+        };
+        let inventory = scanned(&[
+            (&[gpu(0, "a"), gpu(1, "b")], &[]),
+            (&[gpu(0, "a"), lost], &[]),
+        ]);
         assert_eq!(
             reasons(&inventory)[1],
-            ("b".into(), Some(UnhealthyReason::Lost("nvmlDeviceGetUUID".into())))
+            (
+                "b".into(),
+                Some(UnhealthyReason::Lost("nvmlDeviceGetUUID".into()))
+            )
         );
     }
 
     #[test]
     fn a_gpu_that_is_read_in_part_is_listed_with_the_reason_and_the_others_are_served() {
-        let part = Reading::Partial { uuid: "b".into(), index: 1, error: failed() };
+        let part = Reading::Partial {
+            uuid: "b".into(),
+            index: 1,
+            error: failed(),
+        };
         let inventory = scanned(&[(&[gpu(0, "a"), part], &[])]);
         assert_eq!(reasons(&inventory)[0], ("a".into(), None));
         assert!(reasons(&inventory)[1].1.is_some());
@@ -221,9 +263,11 @@ mod tests {
 
     #[test]
     fn a_gpu_whose_reading_hangs_is_not_taken_for_vanished() {
-        let inventory =
-            scanned(&[(&[gpu(0, "a"), gpu(1, "b")], &[]), (&[gpu(0, "a")], &[1])]);
-        assert_eq!(reasons(&inventory)[1], ("b".into(), Some(UnhealthyReason::NotAnswering(10))));
+        let inventory = scanned(&[(&[gpu(0, "a"), gpu(1, "b")], &[]), (&[gpu(0, "a")], &[1])]);
+        assert_eq!(
+            reasons(&inventory)[1],
+            ("b".into(), Some(UnhealthyReason::NotAnswering(10)))
+        );
     }
 
     #[test]

@@ -1,1 +1,111 @@
-fn main(){}
+//! `gpu-device-plugin`: arguments, logs, runtime, exit code.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use gpu_device_plugin::app::App;
+use gpu_device_plugin::cli::{self, Command, Invocation};
+use gpu_device_plugin::config::Config;
+use gpu_device_plugin::monitor::nvml_opener;
+use gpu_device_plugin::shutdown::{Terminations, hangups};
+use gpu_device_plugin::{report, telemetry};
+use tokio::runtime::{Builder, Runtime};
+use tokio::time::timeout;
+use tracing::{error, info};
+
+/// `EX_USAGE` of sysexits.h.
+const USAGE: u8 = 64;
+const FAILURE: u8 = 1;
+
+/// From the signal to the end of the process, 2 s may pass.
+const LONGEST_END: Duration = Duration::from_millis(1500);
+
+fn main() -> ExitCode {
+    let invocation = match cli::parse(std::env::args_os()) {
+        Ok(invocation) => invocation,
+        Err(cli::Stop::Help(text)) => {
+            print!("{text}");
+            return ExitCode::SUCCESS;
+        }
+        Err(cli::Stop::Usage(errors)) => {
+            eprint!("{errors}");
+            return ExitCode::from(USAGE);
+        }
+    };
+    let Invocation {
+        command,
+        config,
+        log_format,
+        log_level,
+    } = invocation;
+    match command {
+        Command::Devices { output } => {
+            let print = || report::print(&config, output);
+            finish(print().map(|()| ExitCode::SUCCESS), |error| {
+                eprintln!("error: {error:#}")
+            })
+        }
+        Command::Serve => {
+            telemetry::init(log_format, log_level);
+            finish(serve(config), |error| {
+                error!(error = format!("{error:#}"), "stopped")
+            })
+        }
+    }
+}
+
+fn finish(result: anyhow::Result<ExitCode>, tell: impl Fn(&anyhow::Error)) -> ExitCode {
+    result.unwrap_or_else(|error| {
+        tell(&error);
+        ExitCode::from(FAILURE)
+    })
+}
+
+fn serve(config: Config) -> anyhow::Result<ExitCode> {
+    let runtime = runtime()?;
+    let code = runtime.block_on(run(config));
+    // A call that hangs in the driver must not hold up the end.
+    runtime.shutdown_background();
+    code
+}
+
+/// Few threads: the kubelet asks little, and a second worker keeps the probes
+/// answered should a file system block the first.
+fn runtime() -> std::io::Result<Runtime> {
+    Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_name("worker")
+        .max_blocking_threads(64)
+        .thread_keep_alive(Duration::from_millis(100))
+        .enable_all()
+        .build()
+}
+
+async fn run(config: Config) -> anyhow::Result<ExitCode> {
+    // First of all, so that no signal ends the process before it could clean up.
+    let mut terminations = Terminations::listen()?;
+    let mut hangups = hangups()?;
+    info!(version = env!("CARGO_PKG_VERSION"), ?config, "starting");
+    let open = nvml_opener(&config);
+    let mut app = App::start(config, open).await?;
+    info!(address = %app.http_address, "serving /livez, /readyz and /metrics");
+    let signal = loop {
+        tokio::select! {
+            signal = terminations.next() => break signal,
+            Some(()) = hangups.recv() => app.rescan(),
+            failed = app.failed() => failed?,
+        }
+    };
+    info!(signal, "stopping");
+    tokio::select! {
+        ended = timeout(LONGEST_END, app.stop()) => if ended.is_err() {
+            error!("some connections did not end in time");
+        },
+        signal = terminations.next() => {
+            error!(signal, "stopping at once");
+            return Ok(ExitCode::from(FAILURE));
+        }
+    }
+    info!("stopped");
+    Ok(ExitCode::SUCCESS)
+}

@@ -137,7 +137,11 @@ impl Metrics {
             "The version that runs",
             Info::new([("version", env!("CARGO_PKG_VERSION"))]),
         );
-        registry.register("devices", "Devices advertised, by health", self.devices.clone());
+        registry.register(
+            "devices",
+            "Devices advertised, by health",
+            self.devices.clone(),
+        );
         registry.register(
             "registrations",
             "Registrations with the kubelet that were tried, by result",
@@ -164,7 +168,11 @@ impl Metrics {
             "Live sockets of other device plugins for the same resource in the kubelet's folder",
             self.rivals.clone(),
         );
-        registry.register("xids", "Critical XID events, by GPU and XID", self.xids.clone());
+        registry.register(
+            "xids",
+            "Critical XID events, by GPU and XID",
+            self.xids.clone(),
+        );
         registry.register(
             "nvml_errors",
             "Calls of NVML that failed or did not come back, by function",
@@ -179,5 +187,7 @@ impl Metrics {
 }
 
 fn rpc_buckets() -> Histogram {
-    Histogram::new([0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.005, 0.025, 0.1, 0.5, 1.0, 5.0])
+    Histogram::new([
+        0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.005, 0.025, 0.1, 0.5, 1.0, 5.0,
+    ])
 }

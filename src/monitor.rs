@@ -196,7 +196,10 @@ impl Monitor {
     }
 
     fn count_error(&self, call: &'static str) {
-        self.metrics.nvml_errors.get_or_create(&NvmlLabels { call }).inc();
+        self.metrics
+            .nvml_errors
+            .get_or_create(&NvmlLabels { call })
+            .inc();
     }
 
     /// Time since the start, the clock of the health reducer.
@@ -223,9 +226,15 @@ impl Monitor {
 
     fn count_devices(&self, snapshot: &DeviceSnapshot) {
         for health in ["Healthy", "Unhealthy"] {
-            let count = snapshot.devices.iter().filter(|device| device.health.as_str() == health);
+            let count = snapshot
+                .devices
+                .iter()
+                .filter(|device| device.health.as_str() == health);
             let resource = self.config.resource_name.clone();
-            let gauge = self.metrics.devices.get_or_create(&HealthLabels { resource, health });
+            let gauge = self
+                .metrics
+                .devices
+                .get_or_create(&HealthLabels { resource, health });
             gauge.set(i64::try_from(count.count()).unwrap_or(i64::MAX));
         }
     }

@@ -34,7 +34,11 @@ impl Readiness {
 
     /// A line for each part that waits: `part: what`.
     pub fn list(&self) -> Vec<String> {
-        self.lock().missing.iter().map(|(part, what)| format!("{part}: {what}")).collect()
+        self.lock()
+            .missing
+            .iter()
+            .map(|(part, what)| format!("{part}: {what}"))
+            .collect()
     }
 
     /// Why this process should be restarted.

@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 
 use tonic::{Code, Status};
 
+use crate::api::v1beta1;
 use crate::api::v1beta1::{
     AllocateRequest, AllocateResponse, ContainerAllocateRequest, ContainerAllocateResponse,
     DeviceSpec, ListAndWatchResponse, Mount, NumaNode, TopologyInfo,
 };
-use crate::api::v1beta1;
 use crate::device::{Device, DeviceNode, DeviceSnapshot, UnhealthyReason};
 
 /// Read and write; no making of nodes.
@@ -63,7 +63,9 @@ pub fn allocate(
         .iter()
         .map(|container| allocate_container(snapshot, container))
         .collect::<Result<_, _>>()?;
-    Ok(AllocateResponse { container_responses })
+    Ok(AllocateResponse {
+        container_responses,
+    })
 }
 
 fn allocate_container(
@@ -75,11 +77,15 @@ fn allocate_container(
     if ids.is_empty() {
         return Err(AllocateError::Empty);
     }
-    let devices =
-        ids.into_iter().map(|id| usable(snapshot, id)).collect::<Result<Vec<_>, _>>()?;
+    let devices = ids
+        .into_iter()
+        .map(|id| usable(snapshot, id))
+        .collect::<Result<Vec<_>, _>>()?;
     let own = devices.iter().flat_map(|device| &device.nodes);
-    let devices =
-        own.chain(&snapshot.common.nodes).map(device_spec).collect::<Result<Vec<_>, _>>()?;
+    let devices = own
+        .chain(&snapshot.common.nodes)
+        .map(device_spec)
+        .collect::<Result<Vec<_>, _>>()?;
     Ok(ContainerAllocateResponse {
         envs: HashMap::new(),
         mounts: mounts(snapshot)?,
@@ -90,12 +96,15 @@ fn allocate_container(
 }
 
 fn usable<'a>(snapshot: &'a DeviceSnapshot, id: &str) -> Result<&'a Device, AllocateError> {
-    let device = snapshot.get(id).ok_or_else(|| AllocateError::Unknown(id.into()))?;
+    let device = snapshot
+        .get(id)
+        .ok_or_else(|| AllocateError::Unknown(id.into()))?;
     match device.health.reason() {
         None => Ok(device),
-        Some(reason) => {
-            Err(AllocateError::Unhealthy { id: id.into(), reason: reason.clone() })
-        }
+        Some(reason) => Err(AllocateError::Unhealthy {
+            id: id.into(),
+            reason: reason.clone(),
+        }),
     }
 }
 
@@ -131,7 +140,11 @@ fn mounts(snapshot: &DeviceSnapshot) -> Result<Vec<Mount>, AllocateError> {
 /// A runtime makes a folder on the host of a path that is missing, and the
 /// container then finds a folder where it looks for a library.
 fn exists(here: &Path, host: &Path) -> Result<(), AllocateError> {
-    if here.exists() { Ok(()) } else { Err(AllocateError::Gone(host.into())) }
+    if here.exists() {
+        Ok(())
+    } else {
+        Err(AllocateError::Gone(host.into()))
+    }
 }
 
 /// The kubelet's messages are UTF-8; the paths come from the operator's flags,
@@ -145,9 +158,17 @@ pub fn list(snapshot: &DeviceSnapshot) -> ListAndWatchResponse {
     let devices = snapshot.devices.iter().map(|device| v1beta1::Device {
         id: device.id.to_string(),
         health: device.health.as_str().into(),
-        topology: device.gpu.as_ref().and_then(|gpu| gpu.numa_node).map(|node| TopologyInfo {
-            nodes: vec![NumaNode { id: i64::from(node) }],
-        }),
+        topology: device
+            .gpu
+            .as_ref()
+            .and_then(|gpu| gpu.numa_node)
+            .map(|node| TopologyInfo {
+                nodes: vec![NumaNode {
+                    id: i64::from(node),
+                }],
+            }),
     });
-    ListAndWatchResponse { devices: devices.collect() }
+    ListAndWatchResponse {
+        devices: devices.collect(),
+    }
 }

@@ -47,7 +47,11 @@ where
 {
     /// No calls yet; each will have `deadline`.
     pub fn new(deadline: Duration) -> Self {
-        Self { tasks: JoinSet::new(), running: HashMap::new(), deadline }
+        Self {
+            tasks: JoinSet::new(),
+            running: HashMap::new(),
+            deadline,
+        }
     }
 
     /// Starts `call`, unless an earlier one under `key` is still out.
@@ -55,15 +59,21 @@ where
         if self.running.contains_key(&key) {
             return false;
         }
-        let running = Running { deadline: Instant::now() + self.deadline, overdue: false };
+        let running = Running {
+            deadline: Instant::now() + self.deadline,
+            overdue: false,
+        };
         self.running.insert(key.clone(), running);
-        self.tasks.spawn_blocking(move || (key, catch_unwind(AssertUnwindSafe(call)).ok()));
+        self.tasks
+            .spawn_blocking(move || (key, catch_unwind(AssertUnwindSafe(call)).ok()));
         true
     }
 
     /// Whether a call that is in time and matches is still out.
     pub fn any_in_time(&self, matches: impl Fn(&K) -> bool) -> bool {
-        self.running.iter().any(|(key, running)| !running.overdue && matches(key))
+        self.running
+            .iter()
+            .any(|(key, running)| !running.overdue && matches(key))
     }
 
     /// Whether the call under `key` is out and overdue.
@@ -121,11 +131,23 @@ mod tests {
         assert!(calls.start("hangs", move || held.recv().is_ok()));
         assert!(matches!(calls.next().await, Outcome::Overdue("hangs")));
         assert!(calls.is_overdue(&"hangs"));
-        assert!(!calls.start("hangs", || true), "a second call under the key of one that hangs");
+        assert!(
+            !calls.start("hangs", || true),
+            "a second call under the key of one that hangs"
+        );
         assert!(calls.start("answers", || true));
-        assert!(matches!(calls.next().await, Outcome::Returned("answers", true)));
+        assert!(matches!(
+            calls.next().await,
+            Outcome::Returned("answers", true)
+        ));
         release.send(()).unwrap();
-        assert!(matches!(calls.next().await, Outcome::Returned("hangs", true)));
-        assert!(calls.start("hangs", || true), "it came back, so it may be asked again");
+        assert!(matches!(
+            calls.next().await,
+            Outcome::Returned("hangs", true)
+        ));
+        assert!(
+            calls.start("hangs", || true),
+            "it came back, so it may be asked again"
+        );
     }
 }

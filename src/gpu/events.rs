@@ -55,7 +55,11 @@ impl NvmlEvents {
             // `nvml` lives, and `set` is a place for one handle.
             nvml_try(unsafe { create(&mut set) })
         })?;
-        let mut events = Self { nvml, set, gpus: HashMap::new() };
+        let mut events = Self {
+            nvml,
+            set,
+            gpus: HashMap::new(),
+        };
         let mut last_error = None;
         for (uuid, device) in devices {
             // SAFETY: the handle is used while the session that gave it lives.
@@ -104,7 +108,11 @@ impl EventSource for NvmlEvents {
                     compute_instance_id: instance(data.computeInstanceId),
                 }))
             }
-            Ok(()) | Err(LibraryError { kind: ErrorKind::Timeout, .. }) => Ok(None),
+            Ok(())
+            | Err(LibraryError {
+                kind: ErrorKind::Timeout,
+                ..
+            }) => Ok(None),
             Err(error) => Err(error),
         }
     }

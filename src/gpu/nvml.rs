@@ -44,17 +44,23 @@ impl NvmlLibrary {
     ) -> Result<Self, OpenError> {
         let path = library.map_or_else(|| OsString::from(SONAME), |path| path.as_os_str().into());
         let name = path.to_string_lossy().into_owned();
-        let nvml = Nvml::builder().lib_path(&path).init().map_err(|error| match error {
-            NvmlError::LibloadingError(error) => OpenError::NoLibrary(error.to_string()),
-            NvmlError::DriverNotLoaded => OpenError::NoDriver(name),
-            NvmlError::LibRmVersionMismatch => OpenError::VersionMismatch {
-                library: name,
-                module: module.unwrap_or_else(|| "unknown".into()),
-            },
-            NvmlError::NoPermission => OpenError::NoPermission(name),
-            error => OpenError::Failed(failed("nvmlInit_v2", error)),
-        })?;
-        Ok(Self { nvml: Arc::new(nvml), sysfs: sysfs.into() })
+        let nvml = Nvml::builder()
+            .lib_path(&path)
+            .init()
+            .map_err(|error| match error {
+                NvmlError::LibloadingError(error) => OpenError::NoLibrary(error.to_string()),
+                NvmlError::DriverNotLoaded => OpenError::NoDriver(name),
+                NvmlError::LibRmVersionMismatch => OpenError::VersionMismatch {
+                    library: name,
+                    module: module.unwrap_or_else(|| "unknown".into()),
+                },
+                NvmlError::NoPermission => OpenError::NoPermission(name),
+                error => OpenError::Failed(failed("nvmlInit_v2", error)),
+            })?;
+        Ok(Self {
+            nvml: Arc::new(nvml),
+            sysfs: sysfs.into(),
+        })
     }
 
     fn device(&self, uuid: &GpuUuid) -> Result<Device<'_>, LibraryError> {
@@ -63,11 +69,18 @@ impl NvmlLibrary {
     }
 
     fn read_details(&self, device: &Device<'_>, uuid: GpuUuid) -> Result<Gpu, LibraryError> {
-        let pci = device.pci_info().map_err(|error| failed("nvmlDeviceGetPciInfo_v3", error))?;
-        let minor_number =
-            device.minor_number().map_err(|error| failed("nvmlDeviceGetMinorNumber", error))?;
-        let index = device.index().map_err(|error| failed("nvmlDeviceGetIndex", error))?;
-        let product_name = device.name().map_err(|error| failed("nvmlDeviceGetName", error))?;
+        let pci = device
+            .pci_info()
+            .map_err(|error| failed("nvmlDeviceGetPciInfo_v3", error))?;
+        let minor_number = device
+            .minor_number()
+            .map_err(|error| failed("nvmlDeviceGetMinorNumber", error))?;
+        let index = device
+            .index()
+            .map_err(|error| failed("nvmlDeviceGetIndex", error))?;
+        let product_name = device
+            .name()
+            .map_err(|error| failed("nvmlDeviceGetName", error))?;
         let memory = supported("nvmlDeviceGetMemoryInfo", device.memory_info())?;
         let capability = supported(
             "nvmlDeviceGetCudaComputeCapability",
@@ -99,7 +112,9 @@ impl GpuLibrary for NvmlLibrary {
     }
 
     fn count(&self) -> Result<u32, LibraryError> {
-        self.nvml.device_count().map_err(|error| failed("nvmlDeviceGetCount_v2", error))
+        self.nvml
+            .device_count()
+            .map_err(|error| failed("nvmlDeviceGetCount_v2", error))
     }
 
     fn read(&self, index: u32) -> Reading {
@@ -127,22 +142,36 @@ impl GpuLibrary for NvmlLibrary {
         let device = self.device(uuid)?;
         supported("nvmlDeviceGetMemoryInfo", device.memory_info())?;
         // Memory info may be answered by the kernel; the sensor sits on the GPU.
-        supported("nvmlDeviceGetTemperature", device.temperature(TemperatureSensor::Gpu))?;
-        Ok(Vitals { recovery_action: recovery_action(&device)? })
+        supported(
+            "nvmlDeviceGetTemperature",
+            device.temperature(TemperatureSensor::Gpu),
+        )?;
+        Ok(Vitals {
+            recovery_action: recovery_action(&device)?,
+        })
     }
 
     fn events(self: Arc<Self>, gpus: &[GpuUuid]) -> Result<Box<dyn EventSource>, LibraryError> {
-        let devices: Vec<_> =
-            gpus.iter().filter_map(|uuid| Some((uuid, self.device(uuid).ok()?))).collect();
-        Ok(Box::new(NvmlEvents::subscribe(self.nvml.clone(), &devices)?))
+        let devices: Vec<_> = gpus
+            .iter()
+            .filter_map(|uuid| Some((uuid, self.device(uuid).ok()?)))
+            .collect();
+        Ok(Box::new(NvmlEvents::subscribe(
+            self.nvml.clone(),
+            &devices,
+        )?))
     }
 }
 
 fn recovery_action(device: &Device<'_>) -> Result<Option<u32>, LibraryError> {
     const CALL: &str = "nvmlDeviceGetFieldValues";
     let fields = device.field_values_for(&[FieldId(NVML_FI_DEV_GET_GPU_RECOVERY_ACTION)]);
-    let Some(mut fields) = supported(CALL, fields)? else { return Ok(None) };
-    let Some(Ok(field)) = fields.pop() else { return Ok(None) };
+    let Some(mut fields) = supported(CALL, fields)? else {
+        return Ok(None);
+    };
+    let Some(Ok(field)) = fields.pop() else {
+        return Ok(None);
+    };
     Ok(match supported(CALL, field.value)? {
         Some(SampleValue::U32(action)) => Some(action),
         Some(SampleValue::U64(action)) => u32::try_from(action).ok(),
@@ -159,14 +188,20 @@ fn supported<T>(
     match answer {
         Ok(value) => Ok(Some(value)),
         Err(error) => match failed(call, error) {
-            LibraryError { kind: ErrorKind::NotSupported, .. } => Ok(None),
+            LibraryError {
+                kind: ErrorKind::NotSupported,
+                ..
+            } => Ok(None),
             error => Err(error),
         },
     }
 }
 
 /// An NVML error with the function that it came from.
-#[expect(clippy::needless_pass_by_value, reason = "made for map_err, which gives a value")]
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "made for map_err, which gives a value"
+)]
 pub(super) fn failed(call: &'static str, error: NvmlError) -> LibraryError {
     let kind = match error {
         NvmlError::GpuLost => ErrorKind::GpuLost,
@@ -183,7 +218,11 @@ pub(super) fn failed(call: &'static str, error: NvmlError) -> LibraryError {
         | NvmlError::LibraryNotFound => ErrorKind::Session,
         _ => ErrorKind::Other,
     };
-    LibraryError { call, kind, message: error.to_string() }
+    LibraryError {
+        call,
+        kind,
+        message: error.to_string(),
+    }
 }
 
 /// The NUMA node of a PCI device as sysfs tells it; none where it says -1,
@@ -191,7 +230,10 @@ pub(super) fn failed(call: &'static str, error: NvmlError) -> LibraryError {
 /// (Documentation/ABI/testing/sysfs-bus-pci).
 fn numa_node(sysfs: &Path, nvml_bus_id: &str) -> Option<u32> {
     let address = sysfs_address(nvml_bus_id)?;
-    let file = sysfs.join("bus/pci/devices").join(address).join("numa_node");
+    let file = sysfs
+        .join("bus/pci/devices")
+        .join(address)
+        .join("numa_node");
     std::fs::read_to_string(file).ok()?.trim().parse().ok()
 }
 
@@ -209,8 +251,14 @@ mod tests {
 
     #[test]
     fn bus_ids_are_written_as_sysfs_writes_them() {
-        assert_eq!(sysfs_address("00000000:3B:00.0").as_deref(), Some("0000:3b:00.0"));
-        assert_eq!(sysfs_address("00010000:3B:00.0").as_deref(), Some("10000:3b:00.0"));
+        assert_eq!(
+            sysfs_address("00000000:3B:00.0").as_deref(),
+            Some("0000:3b:00.0")
+        );
+        assert_eq!(
+            sysfs_address("00010000:3B:00.0").as_deref(),
+            Some("10000:3b:00.0")
+        );
         assert_eq!(sysfs_address("nonsense"), None);
     }
 

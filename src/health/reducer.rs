@@ -77,7 +77,9 @@ impl GpuHealth {
             None | Some(0) => None,
             Some(action) => Some(UnhealthyReason::RecoveryAction(action)),
         };
-        let quiet = self.xid.is_some_and(|(_, at)| now.saturating_sub(at) >= QUIET);
+        let quiet = self
+            .xid
+            .is_some_and(|(_, at)| now.saturating_sub(at) >= QUIET);
         if quiet && vitals.recovery_action == Some(0) {
             self.xid = None;
         }
@@ -97,7 +99,9 @@ fn reason(error: &LibraryError) -> UnhealthyReason {
 mod tests {
     use super::*;
 
-    const OK: Signal = Signal::Probed(Ok(Vitals { recovery_action: Some(0) }));
+    const OK: Signal = Signal::Probed(Ok(Vitals {
+        recovery_action: Some(0),
+    }));
 
     fn after(signals: &[(u64, Signal)]) -> Health {
         let mut health = GpuHealth::default();
@@ -121,13 +125,17 @@ mod tests {
         assert_eq!(after(&[(0, Signal::Xid(79))]), xid);
         assert_eq!(after(&[(0, Signal::Xid(79)), (59, OK)]), xid);
         assert_eq!(after(&[(0, Signal::Xid(79)), (60, OK)]), Health::Healthy);
-        assert_eq!(after(&[(0, Signal::Xid(79)), (50, Signal::Xid(48)), (60, OK)]),
-            Health::Unhealthy(UnhealthyReason::Xid(48)));
+        assert_eq!(
+            after(&[(0, Signal::Xid(79)), (50, Signal::Xid(48)), (60, OK)]),
+            Health::Unhealthy(UnhealthyReason::Xid(48))
+        );
     }
 
     #[test]
     fn a_driver_that_cannot_say_so_never_forgives_an_xid() {
-        let unknown = Signal::Probed(Ok(Vitals { recovery_action: None }));
+        let unknown = Signal::Probed(Ok(Vitals {
+            recovery_action: None,
+        }));
         assert_eq!(
             after(&[(0, Signal::Xid(48)), (3600, unknown)]),
             Health::Unhealthy(UnhealthyReason::Xid(48))
@@ -150,12 +158,17 @@ mod tests {
             after(&[(0, Signal::Vanished), (1, OK)]),
             Health::Unhealthy(UnhealthyReason::Vanished)
         );
-        assert_eq!(after(&[(0, Signal::Vanished), (1, Signal::Present)]), Health::Healthy);
+        assert_eq!(
+            after(&[(0, Signal::Vanished), (1, Signal::Present)]),
+            Health::Healthy
+        );
     }
 
     #[test]
     fn a_recovery_action_is_a_reason_until_the_driver_takes_it_back() {
-        let asked = Signal::Probed(Ok(Vitals { recovery_action: Some(2) }));
+        let asked = Signal::Probed(Ok(Vitals {
+            recovery_action: Some(2),
+        }));
         let reason = Health::Unhealthy(UnhealthyReason::RecoveryAction(2));
         assert_eq!(after(&[(0, asked.clone())]), reason);
         assert_eq!(after(&[(0, asked), (1, OK)]), Health::Healthy);

@@ -20,8 +20,25 @@ pub enum XidClass {
 /// logged, and not acted on.
 pub fn classify(xid: u64) -> XidClass {
     match xid {
-        46 | 48 | 54 | 62 | 64 | 74 | 79 | 95 | 110 | 119 | 120 | 136 | 140 | 142 | 143
-        | 144..=151 | 155 | 156 | 158 => XidClass::Device,
+        46
+        | 48
+        | 54
+        | 62
+        | 64
+        | 74
+        | 79
+        | 95
+        | 110
+        | 119
+        | 120
+        | 136
+        | 140
+        | 142
+        | 143
+        | 144..=151
+        | 155
+        | 156
+        | 158 => XidClass::Device,
         154 => XidClass::RecoveryAction,
         _ => XidClass::Application,
     }
@@ -33,14 +50,18 @@ mod tests {
 
     #[test]
     fn application_faults_leave_the_device_alone() {
-        for xid in [8, 11, 13, 31, 32, 37, 43, 44, 45, 63, 68, 69, 92, 94, 109, 141, 9999] {
+        for xid in [
+            8, 11, 13, 31, 32, 37, 43, 44, 45, 63, 68, 69, 92, 94, 109, 141, 9999,
+        ] {
             assert_eq!(classify(xid), XidClass::Application, "XID {xid}");
         }
     }
 
     #[test]
     fn faults_of_the_device_do_not() {
-        for xid in [46, 48, 62, 64, 74, 79, 95, 110, 119, 120, 140, 143, 149, 158] {
+        for xid in [
+            46, 48, 62, 64, 74, 79, 95, 110, 119, 120, 140, 143, 149, 158,
+        ] {
             assert_eq!(classify(xid), XidClass::Device, "XID {xid}");
         }
     }

@@ -82,12 +82,22 @@ mod tests {
         let text = r#"{"Data":{"PodDeviceEntries":null,"RegisteredDevices":{}},"Checksum":1}"#;
         assert!(allocated_in(text).unwrap().is_empty());
         let folder = tempfile::tempdir().unwrap();
-        assert!(allocated(folder.path(), "nvidia.com/gpu").unwrap().is_empty());
+        assert!(
+            allocated(folder.path(), "nvidia.com/gpu")
+                .unwrap()
+                .is_empty()
+        );
     }
 
     #[test]
     fn nonsense_is_an_error_and_no_panic() {
-        for text in ["", "{}", "[]", r#"{"Data":7}"#, r#"{"Data":{"PodDeviceEntries":{}}}"#] {
+        for text in [
+            "",
+            "{}",
+            "[]",
+            r#"{"Data":7}"#,
+            r#"{"Data":{"PodDeviceEntries":{}}}"#,
+        ] {
             assert!(allocated_in(text).is_err(), "{text}");
         }
     }

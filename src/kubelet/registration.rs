@@ -75,7 +75,9 @@ pub async fn register(
     let call = async {
         // Connected here and not in the connector, so that a refusal is told
         // from every other failure.
-        let stream = UnixStream::connect(kubelet_socket).await.map_err(RegisterError::Refused)?;
+        let stream = UnixStream::connect(kubelet_socket)
+            .await
+            .map_err(RegisterError::Refused)?;
         let mut stream = Some(TokioIo::new(stream));
         let connect = service_fn(move |_| {
             let stream = stream.take().ok_or(io::ErrorKind::NotConnected);
@@ -85,9 +87,13 @@ pub async fn register(
             .connect_with_connector(connect)
             .await
             .map_err(RegisterError::Connection)?;
-        RegistrationClient::new(channel).register(request).await.map_err(|status| {
-            RegisterError::Answered { code: status.code(), message: status.message().into() }
-        })
+        RegistrationClient::new(channel)
+            .register(request)
+            .await
+            .map_err(|status| RegisterError::Answered {
+                code: status.code(),
+                message: status.message().into(),
+            })
     };
     match timeout(DEADLINE, call).await {
         Ok(answer) => answer.map(drop),

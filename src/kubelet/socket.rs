@@ -22,22 +22,38 @@ impl SocketId {
     /// The socket at `path`; none where there is nothing, or something else.
     pub fn at(path: &Path) -> Option<Self> {
         let metadata = path.symlink_metadata().ok()?;
-        metadata.file_type().is_socket().then(|| Self::of(&metadata))
+        metadata
+            .file_type()
+            .is_socket()
+            .then(|| Self::of(&metadata))
     }
 
     fn of(metadata: &Metadata) -> Self {
-        let birth = metadata.created().ok().and_then(|at| at.duration_since(UNIX_EPOCH).ok());
+        let birth = metadata
+            .created()
+            .ok()
+            .and_then(|at| at.duration_since(UNIX_EPOCH).ok());
         let born = match birth {
             Some(birth) => i128::try_from(birth.as_nanos()).unwrap_or(i128::MAX),
-            None => i128::from(metadata.ctime()) * 1_000_000_000 + i128::from(metadata.ctime_nsec()),
+            None => {
+                i128::from(metadata.ctime()) * 1_000_000_000 + i128::from(metadata.ctime_nsec())
+            }
         };
-        Self { born, inode: metadata.ino(), device: metadata.dev() }
+        Self {
+            born,
+            inode: metadata.ino(),
+            device: metadata.dev(),
+        }
     }
 
     /// Made up, for tests.
     #[cfg(test)]
     pub(crate) fn numbered(inode: u64) -> Self {
-        Self { born: i128::from(inode), inode, device: 0 }
+        Self {
+            born: i128::from(inode),
+            inode,
+            device: 0,
+        }
     }
 }
 

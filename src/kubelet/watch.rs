@@ -56,7 +56,11 @@ pub async fn watch(folder: PathBuf, hints: watch::Sender<u64>) {
         }
         // After the watch is in place: what happened before it is looked at now.
         hints.send_modify(|hint| *hint += 1);
-        let tick = if watched.is_some() { TICK } else { TICK_UNWATCHED };
+        let tick = if watched.is_some() {
+            TICK
+        } else {
+            TICK_UNWATCHED
+        };
         if let Ok(Err(_)) = timeout(tick, wakes.changed()).await {
             return;
         }
@@ -73,7 +77,11 @@ fn identify(folder: &Path) -> Option<FolderId> {
     let metadata = folder.metadata().ok()?;
     let (device, inode) = (metadata.dev(), metadata.ino());
     // Only zero is of interest: the count changes with every subfolder.
-    metadata.is_dir().then(|| FolderId { device, inode, links: metadata.nlink().min(1) })
+    metadata.is_dir().then(|| FolderId {
+        device,
+        inode,
+        links: metadata.nlink().min(1),
+    })
 }
 
 fn start(folder: &Path, woken: watch::Sender<u64>) -> notify::Result<RecommendedWatcher> {

@@ -97,14 +97,18 @@ impl<'a> Session<'a> {
             self.ask_driver();
         }
         let library = self.library.clone();
-        self.calls.start(Key::Count, move || Answer::Count(library.count()));
+        self.calls
+            .start(Key::Count, move || Answer::Count(library.count()));
         self.probe_all();
         // Device nodes come and go without a word from the library.
         self.monitor.publish();
     }
 
     fn ask_driver(&mut self) {
-        let (library, root) = (self.library.clone(), self.monitor.config.paths.driver_root.clone());
+        let (library, root) = (
+            self.library.clone(),
+            self.monitor.config.paths.driver_root.clone(),
+        );
         self.calls.start(Key::Driver, move || {
             Answer::Driver(library.driver_version().map(|version| {
                 let files = DriverFiles::find(&root, &version);
@@ -122,7 +126,8 @@ impl<'a> Session<'a> {
 
     fn probe(&mut self, uuid: GpuUuid) {
         let (library, gpu) = (self.library.clone(), uuid.clone());
-        self.calls.start(Key::Probe(uuid), move || Answer::Probe(library.probe(&gpu)));
+        self.calls
+            .start(Key::Probe(uuid), move || Answer::Probe(library.probe(&gpu)));
     }
 
     /// Takes in what became of a call. An error ends the session.
@@ -169,10 +174,14 @@ impl<'a> Session<'a> {
         if !due || self.scan.is_some() {
             return;
         }
-        self.scan = Some(Scan { count, readings: Vec::new() });
+        self.scan = Some(Scan {
+            count,
+            readings: Vec::new(),
+        });
         for index in 0..count {
             let library = self.library.clone();
-            self.calls.start(Key::Read(index), move || Answer::Read(library.read(index)));
+            self.calls
+                .start(Key::Read(index), move || Answer::Read(library.read(index)));
         }
     }
 
@@ -182,8 +191,9 @@ impl<'a> Session<'a> {
             return;
         }
         let Some(scan) = self.scan.take() else { return };
-        let silent: Vec<_> =
-            (0..scan.count).filter(|index| self.calls.is_overdue(&Key::Read(*index))).collect();
+        let silent: Vec<_> = (0..scan.count)
+            .filter(|index| self.calls.is_overdue(&Key::Read(*index)))
+            .collect();
         for reading in &scan.readings {
             if let Reading::Unidentified { index, error } = reading {
                 self.monitor.count_error(error.call);
@@ -191,7 +201,9 @@ impl<'a> Session<'a> {
             }
         }
         let now = self.monitor.now();
-        self.monitor.inventory.scanned(now, &scan.readings, &silent, DEADLINE);
+        self.monitor
+            .inventory
+            .scanned(now, &scan.readings, &silent, DEADLINE);
         let first = self.last_scan.is_none();
         self.last_scan = Some((Instant::now(), scan.count));
         self.tell_unidentified(&scan, &silent);
@@ -216,7 +228,11 @@ impl<'a> Session<'a> {
                 _ => None,
             })
             .collect();
-        untold.extend(silent.iter().map(|index| format!("index {index}: NVML does not answer")));
+        untold.extend(
+            silent
+                .iter()
+                .map(|index| format!("index {index}: NVML does not answer")),
+        );
         if untold.is_empty() {
             self.monitor.readiness.ready(GPUS);
         } else {
@@ -236,7 +252,9 @@ impl<'a> Session<'a> {
             }
         }
         let now = self.monitor.now();
-        self.monitor.inventory.signal(now, uuid, &Signal::Probed(result));
+        self.monitor
+            .inventory
+            .signal(now, uuid, &Signal::Probed(result));
         self.monitor.publish();
         None
     }
@@ -249,10 +267,16 @@ impl<'a> Session<'a> {
             Key::Probe(_) => "probe",
         };
         self.monitor.count_error(call);
-        warn!(?key, seconds = DEADLINE.as_secs(), "the driver hangs: a call has not come back");
+        warn!(
+            ?key,
+            seconds = DEADLINE.as_secs(),
+            "the driver hangs: a call has not come back"
+        );
         if let Key::Probe(uuid) = key {
             let now = self.monitor.now();
-            self.monitor.inventory.signal(now, uuid, &Signal::Overdue(DEADLINE));
+            self.monitor
+                .inventory
+                .signal(now, uuid, &Signal::Overdue(DEADLINE));
             self.monitor.publish();
         }
     }
@@ -275,14 +299,21 @@ impl<'a> Session<'a> {
 
     fn xid(&mut self, event: &XidEvent) {
         let uuid = event.uuid.as_ref().map_or("unknown", |uuid| uuid.as_str());
-        let labels = XidLabels { uuid: uuid.into(), xid: event.xid };
+        let labels = XidLabels {
+            uuid: uuid.into(),
+            xid: event.xid,
+        };
         self.monitor.metrics.xids.get_or_create(&labels).inc();
         let class = classify(event.xid);
         let instance = event.gpu_instance_id;
         warn!(uuid, xid = event.xid, ?class, instance, "XID event");
-        let Some(uuid) = &event.uuid else { return self.probe_all() };
+        let Some(uuid) = &event.uuid else {
+            return self.probe_all();
+        };
         let now = self.monitor.now();
-        self.monitor.inventory.signal(now, uuid, &Signal::Xid(event.xid));
+        self.monitor
+            .inventory
+            .signal(now, uuid, &Signal::Xid(event.xid));
         self.monitor.publish();
         if class != XidClass::Application {
             self.probe(uuid.clone());

@@ -68,7 +68,11 @@ impl Subscription {
         self.without_events = false;
         let (sender, events) = unbounded_channel();
         let stop = Arc::new(AtomicBool::new(false));
-        let listener = Listener { events, stop: stop.clone(), since: Instant::now() };
+        let listener = Listener {
+            events,
+            stop: stop.clone(),
+            since: Instant::now(),
+        };
         let (library, wanted) = (library.clone(), gpus.clone());
         let started = thread::Builder::new()
             .name("xid-events".into())
@@ -88,10 +92,15 @@ impl Subscription {
             self.retry_at = None;
             return Notice::Retry;
         }
-        let Some(listener) = &mut self.thread else { return pending().await };
+        let Some(listener) = &mut self.thread else {
+            return pending().await;
+        };
         match listener.events.recv().await {
             Some(Ok(event)) => Notice::Xid(event),
-            Some(Err(LibraryError { kind: ErrorKind::NotSupported, .. })) => {
+            Some(Err(LibraryError {
+                kind: ErrorKind::NotSupported,
+                ..
+            })) => {
                 self.thread = None;
                 self.without_events = true;
                 pending().await
@@ -108,7 +117,9 @@ impl Subscription {
     }
 
     fn next_pause(&mut self) -> Duration {
-        let pause = self.pause.map_or(FIRST_PAUSE, |pause| (pause * 2).min(LONGEST_PAUSE));
+        let pause = self
+            .pause
+            .map_or(FIRST_PAUSE, |pause| (pause * 2).min(LONGEST_PAUSE));
         *self.pause.insert(pause)
     }
 }

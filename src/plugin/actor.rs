@@ -4,7 +4,6 @@ use std::future::pending;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
@@ -110,8 +109,13 @@ impl Actor {
     async fn reconcile(&mut self) {
         // A list that is not complete would have the kubelet take devices from
         // pods that hold them.
-        let complete = self.service.devices.wait_for(|snapshot| snapshot.complete).await;
-        if complete.is_err() {
+        if self
+            .service
+            .devices
+            .wait_for(|snapshot| snapshot.complete)
+            .await
+            .is_err()
+        {
             return;
         }
         rival::remove_stale(&self.folder, &self.service.resource, &self.endpoint);
@@ -143,12 +147,18 @@ impl Actor {
         let folder = self.folder.is_dir();
         let deleted = is_deleted_under_mount(&self.folder);
         self.readiness.fatal(deleted.then(|| {
-            format!("{} was deleted while it is mounted here", self.folder.display())
+            format!(
+                "{} was deleted while it is mounted here",
+                self.folder.display()
+            )
         }));
         self.look_for_rivals();
         let endpoint = SocketId::at(&self.endpoint_path);
         // A socket that nobody serves is none.
-        let served = self.listener.as_ref().is_some_and(|listener| !listener.has_ended());
+        let served = self
+            .listener
+            .as_ref()
+            .is_some_and(|listener| !listener.has_ended());
         let bound = self.machine.bound();
         Observation {
             now: self.started.elapsed(),
@@ -173,8 +183,9 @@ impl Actor {
             Action::Register => {
                 let (socket, endpoint) = (self.kubelet_socket.clone(), self.endpoint.clone());
                 let resource = self.service.resource.clone();
-                self.registering =
-                    Some(Box::pin(async move { register(&socket, endpoint, resource).await }));
+                self.registering = Some(Box::pin(async move {
+                    register(&socket, endpoint, resource).await
+                }));
                 None
             }
             Action::CancelRegister => {
@@ -193,7 +204,11 @@ impl Actor {
         drop(std::fs::remove_file(&self.endpoint_path));
         match Listener::bind(self.endpoint_path.clone(), self.service.clone()) {
             Ok(listener) => {
-                info!(resource = self.service.resource, socket = self.endpoint, "serving");
+                info!(
+                    resource = self.service.resource,
+                    socket = self.endpoint,
+                    "serving"
+                );
                 Some(self.listener.insert(listener).id())
             }
             Err(error) => {
@@ -205,9 +220,14 @@ impl Actor {
     }
 
     fn registration(&mut self, result: Result<(), RegisterError>) -> Registration {
-        let word = result.as_ref().map_or_else(RegisterError::as_str, |()| "ok");
+        let word = result
+            .as_ref()
+            .map_or_else(RegisterError::as_str, |()| "ok");
         let resource = self.service.resource.clone();
-        let labels = RegistrationLabels { resource, result: word };
+        let labels = RegistrationLabels {
+            resource,
+            result: word,
+        };
         self.metrics.registrations.get_or_create(&labels).inc();
         match result {
             Ok(()) => {
@@ -217,7 +237,11 @@ impl Actor {
             Err(error) => {
                 let refused = matches!(error, RegisterError::Refused(_));
                 self.error(error.to_string());
-                if refused { Registration::Refused } else { Registration::Failed }
+                if refused {
+                    Registration::Refused
+                } else {
+                    Registration::Failed
+                }
             }
         }
     }
@@ -238,12 +262,21 @@ impl Actor {
         }
         for rival in rivals.iter().filter(|rival| !self.rivals.contains(rival)) {
             let socket = &rival.name;
-            warn!(resource, socket, "another plugin serves this resource; remove one of the two");
+            warn!(
+                resource,
+                socket, "another plugin serves this resource; remove one of the two"
+            );
         }
         for rival in self.rivals.iter().filter(|rival| !rivals.contains(rival)) {
-            info!(resource, socket = rival.name, "the other plugin for this resource is gone");
+            info!(
+                resource,
+                socket = rival.name,
+                "the other plugin for this resource is gone"
+            );
         }
-        let labels = ResourceLabels { resource: resource.clone() };
+        let labels = ResourceLabels {
+            resource: resource.clone(),
+        };
         let count = i64::try_from(rivals.len()).unwrap_or(i64::MAX);
         self.metrics.rivals.get_or_create(&labels).set(count);
         self.rivals = rivals;
@@ -268,8 +301,14 @@ impl Actor {
             _ => debug!(resource, state, "phase"),
         }
         for one in Phase::ALL {
-            let labels = ConnectionLabels { resource: resource.clone(), state: one.as_str() };
-            self.metrics.connection.get_or_create(&labels).set(i64::from(one == phase));
+            let labels = ConnectionLabels {
+                resource: resource.clone(),
+                state: one.as_str(),
+            };
+            self.metrics
+                .connection
+                .get_or_create(&labels)
+                .set(i64::from(one == phase));
         }
         self.phase = Some(phase);
     }
@@ -278,7 +317,11 @@ impl Actor {
     fn explain(&self, phase: Phase) -> String {
         let because = self.last_error.as_deref().unwrap_or("its stream ended");
         let others = || -> String {
-            let names: Vec<_> = self.rivals.iter().map(|rival| rival.name.as_str()).collect();
+            let names: Vec<_> = self
+                .rivals
+                .iter()
+                .map(|rival| rival.name.as_str())
+                .collect();
             names.join(", ")
         };
         match phase {
@@ -292,13 +335,19 @@ impl Actor {
             ),
             Phase::EndingStreams => "ending old streams".into(),
             Phase::Registering => "registering".into(),
-            Phase::AwaitingStream => "registered; the kubelet has not asked for the list yet".into(),
+            Phase::AwaitingStream => {
+                "registered; the kubelet has not asked for the list yet".into()
+            }
             Phase::Registered => "registered".into(),
             Phase::BackingOff => format!("not registered: {because}"),
             Phase::Contended => format!(
                 "the kubelet keeps ending our stream: another plugin seems to register {} too (live sockets: {}); remove one of the two",
                 self.service.resource,
-                if self.rivals.is_empty() { "none known".into() } else { others() }
+                if self.rivals.is_empty() {
+                    "none known".into()
+                } else {
+                    others()
+                }
             ),
             Phase::Yielding => format!(
                 "a newer plugin serves {} ({}); standing by until it is gone",
@@ -322,6 +371,3 @@ async fn sleep(until: Option<Instant>) {
         None => pending().await,
     }
 }
-
-/// The longest time that [`Actor::run`] takes to end, once told to.
-pub const LONGEST_END: Duration = Duration::from_secs(1);

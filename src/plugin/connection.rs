@@ -18,7 +18,10 @@ pub(super) struct Connection {
 
 impl Connection {
     pub(super) fn new(stream: UnixStream, cut: CancellationToken) -> Self {
-        Self { stream, cut: Box::pin(cut.cancelled_owned()) }
+        Self {
+            stream,
+            cut: Box::pin(cut.cancelled_owned()),
+        }
     }
 
     /// Ready with an error once the connection was cut.

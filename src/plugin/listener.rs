@@ -61,8 +61,9 @@ impl Listener {
         let stop = CancellationToken::new();
         let stopped = stop.clone().cancelled_owned();
         let layer = RpcLayer::new(service.resource.clone(), service.metrics.clone());
-        let router =
-            Server::builder().layer(layer).add_service(DevicePluginServer::new(service));
+        let router = Server::builder()
+            .layer(layer)
+            .add_service(DevicePluginServer::new(service));
         let cut = CancellationToken::new();
         let cutter = cut.clone();
         let incoming = UnixListenerStream::new(listener)
@@ -72,7 +73,13 @@ impl Listener {
                 warn!(%error, "server ended");
             }
         });
-        Ok(Self { path, id, stop, cut, server })
+        Ok(Self {
+            path,
+            id,
+            stop,
+            cut,
+            server,
+        })
     }
 
     /// The socket that was bound.

@@ -166,9 +166,20 @@ impl Phase {
 enum Link {
     Down,
     /// Streams were told to end.
-    Ending { since: Time },
-    Registering { with: SocketId, since: Time, first_stream: u64 },
-    Up { with: SocketId, since: Time, first_stream: u64, seen: bool },
+    Ending {
+        since: Time,
+    },
+    Registering {
+        with: SocketId,
+        since: Time,
+        first_stream: u64,
+    },
+    Up {
+        with: SocketId,
+        since: Time,
+        first_stream: u64,
+        seen: bool,
+    },
 }
 
 /// The machine's state.
@@ -252,10 +263,20 @@ impl Machine {
     }
 
     fn registration(&mut self, seen: &Observation, registration: Registration) {
-        let Link::Registering { with, first_stream, .. } = self.link else { return };
+        let Link::Registering {
+            with, first_stream, ..
+        } = self.link
+        else {
+            return;
+        };
         match registration {
             Registration::Accepted => {
-                self.link = Link::Up { with, since: seen.now, first_stream, seen: false };
+                self.link = Link::Up {
+                    with,
+                    since: seen.now,
+                    first_stream,
+                    seen: false,
+                };
             }
             Registration::Refused => self.strike(seen, REFUSED),
             Registration::Failed => self.strike(seen, FAILED),
@@ -264,7 +285,9 @@ impl Machine {
 
     /// Notes a failure: back to the start, not before a pause that grows.
     fn strike(&mut self, seen: &Observation, (shortest, longest): (Duration, Duration)) {
-        let doubled = shortest.saturating_mul(1 << self.strikes.min(16)).min(longest);
+        let doubled = shortest
+            .saturating_mul(1 << self.strikes.min(16))
+            .min(longest);
         // Up to a quarter less, never more: the bounds above stay bounds.
         let jittered = doubled - doubled * u32::from(seen.jitter) / 1024;
         self.strikes = self.strikes.saturating_add(1);
@@ -289,10 +312,20 @@ impl Machine {
                 }
                 Some(wait(Some(deadline), Phase::Registering))
             }
-            Link::Up { with, since, first_stream, seen: was_seen } => {
+            Link::Up {
+                with,
+                since,
+                first_stream,
+                seen: was_seen,
+            } => {
                 let open = seen.streams.open.contains(&first_stream);
                 let was_seen = was_seen || seen.streams.opened > first_stream;
-                self.link = Link::Up { with, since, first_stream, seen: was_seen };
+                self.link = Link::Up {
+                    with,
+                    since,
+                    first_stream,
+                    seen: was_seen,
+                };
                 if endpoint_lost || seen.kubelet.is_some_and(|kubelet| kubelet != with) {
                     self.link = Link::Down;
                     return None;
@@ -345,14 +378,22 @@ impl Machine {
         }
         if seen.now < self.retry_at {
             let contended = self.ended >= CONTENDED;
-            let phase = if contended { Phase::Contended } else { Phase::BackingOff };
+            let phase = if contended {
+                Phase::Contended
+            } else {
+                Phase::BackingOff
+            };
             return wait(Some(self.retry_at), phase);
         }
         if self.ended > 0 && seen.newer_rival {
             return wait(Some(seen.now + YIELD), Phase::Yielding);
         }
         let first_stream = seen.streams.opened;
-        self.link = Link::Registering { with: kubelet, since: seen.now, first_stream };
+        self.link = Link::Registering {
+            with: kubelet,
+            since: seen.now,
+            first_stream,
+        };
         act(Action::Register, Phase::Registering)
     }
 
@@ -377,12 +418,17 @@ impl Machine {
 }
 
 fn act(action: Action, phase: Phase) -> Step {
-    Step { action: Some(action), wake: None, phase }
+    Step {
+        action: Some(action),
+        wake: None,
+        phase,
+    }
 }
 
 fn wait(wake: Option<Time>, phase: Phase) -> Step {
-    Step { action: None, wake, phase }
+    Step {
+        action: None,
+        wake,
+        phase,
+    }
 }
-
-#[cfg(test)]
-mod tests;

@@ -26,7 +26,10 @@ pub fn find(folder: &Path, resource: &str, own: &str) -> Vec<Rival> {
         .filter(|path| is_live(path))
         .filter_map(|path| {
             let name = path.file_name()?.to_string_lossy().into_owned();
-            Some(Rival { name, id: SocketId::at(&path)? })
+            Some(Rival {
+                name,
+                id: SocketId::at(&path)?,
+            })
         })
         .collect();
     rivals.sort_by(|a, b| a.name.cmp(&b.name));
@@ -37,7 +40,9 @@ pub fn find(folder: &Path, resource: &str, own: &str) -> Vec<Rival> {
 pub fn remove_stale(folder: &Path, resource: &str, own: &str) {
     let prefix = socket_prefix(resource);
     for path in candidates(folder, resource, own) {
-        let ours = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(&prefix));
+        let ours = path
+            .file_name()
+            .is_some_and(|name| name.to_string_lossy().starts_with(&prefix));
         if ours && !is_live(&path) {
             // Whoever was faster has done the same.
             drop(std::fs::remove_file(&path));
@@ -46,7 +51,9 @@ pub fn remove_stale(folder: &Path, resource: &str, own: &str) {
 }
 
 fn candidates(folder: &Path, resource: &str, own: &str) -> Vec<PathBuf> {
-    let Ok(entries) = folder.read_dir() else { return Vec::new() };
+    let Ok(entries) = folder.read_dir() else {
+        return Vec::new();
+    };
     let prefix = socket_prefix(resource);
     entries
         .filter_map(Result::ok)
@@ -63,7 +70,9 @@ fn candidates(folder: &Path, resource: &str, own: &str) -> Vec<PathBuf> {
 /// NVIDIA's plugin serves `nvidia.com/NAME` on `nvidia-NAME.sock`, GKE's serves
 /// `nvidia.com/gpu` on `nvidiaGPU-SECONDS.sock`.
 fn is_foreign(socket: &str, resource: &str) -> bool {
-    let Some(name) = resource.strip_prefix("nvidia.com/") else { return false };
+    let Some(name) = resource.strip_prefix("nvidia.com/") else {
+        return false;
+    };
     socket == format!("nvidia-{name}.sock")
         || (name == "gpu" && socket.starts_with("nvidiaGPU-") && socket.ends_with(".sock"))
 }
@@ -90,12 +99,21 @@ mod tests {
         drop(bind(&format!("{prefix}3.sock")));
         drop(bind("nvidiaGPU-17.sock"));
         let names = || -> Vec<_> {
-            find(folder.path(), "nvidia.com/gpu", &own).into_iter().map(|rival| rival.name).collect()
+            find(folder.path(), "nvidia.com/gpu", &own)
+                .into_iter()
+                .map(|rival| rival.name)
+                .collect()
         };
-        assert_eq!(names(), [format!("{prefix}2.sock"), "nvidia-gpu.sock".into()]);
+        assert_eq!(
+            names(),
+            [format!("{prefix}2.sock"), "nvidia-gpu.sock".into()]
+        );
         remove_stale(folder.path(), "nvidia.com/gpu", &own);
         assert!(!folder.path().join(format!("{prefix}3.sock")).exists());
-        assert!(folder.path().join("nvidiaGPU-17.sock").exists(), "not ours to remove");
+        assert!(
+            folder.path().join("nvidiaGPU-17.sock").exists(),
+            "not ours to remove"
+        );
         assert_eq!(names().len(), 2);
     }
 }

@@ -37,7 +37,10 @@ impl<S> Layer<S> for RpcLayer {
     type Service = Rpc<S>;
 
     fn layer(&self, inner: S) -> Rpc<S> {
-        Rpc { inner, layer: self.clone() }
+        Rpc {
+            inner,
+            layer: self.clone(),
+        }
     }
 }
 
@@ -75,8 +78,15 @@ where
             };
             // An answer carries its code in the trailers, an error in the headers.
             let code = Status::from_header_map(response.headers()).map_or(Code::Ok, |s| s.code());
-            let labels = RpcLabels { resource, method, code: format!("{code:?}") };
-            metrics.rpcs.get_or_create(&labels).observe(start.elapsed().as_secs_f64());
+            let labels = RpcLabels {
+                resource,
+                method,
+                code: format!("{code:?}"),
+            };
+            metrics
+                .rpcs
+                .get_or_create(&labels)
+                .observe(start.elapsed().as_secs_f64());
             Ok(response)
         };
         Box::pin(bounded.instrument(span))
@@ -94,7 +104,10 @@ fn method(path: &str) -> &'static str {
         "PreStartContainer",
     ];
     let name = path.strip_prefix("/v1beta1.DevicePlugin/");
-    METHODS.into_iter().find(|method| name == Some(method)).unwrap_or("unknown")
+    METHODS
+        .into_iter()
+        .find(|method| name == Some(method))
+        .unwrap_or("unknown")
 }
 
 #[cfg(test)]
@@ -103,19 +116,30 @@ mod tests {
 
     use super::*;
 
-    fn service<F>(answer: impl Fn() -> F + Clone) -> (Arc<Metrics>, impl Service<Request<()>, Response = Response<Body>, Error = Status>)
+    fn service<F>(
+        answer: impl Fn() -> F + Clone,
+    ) -> (
+        Arc<Metrics>,
+        impl Service<Request<()>, Response = Response<Body>, Error = Status>,
+    )
     where
         F: Future<Output = Result<Response<Body>, Status>> + Send + 'static,
     {
         let metrics = Arc::new(Metrics::new());
         let layer = RpcLayer::new("nvidia.com/gpu".into(), metrics.clone());
-        (metrics, layer.layer(service_fn(move |_request: Request<()>| answer())))
+        (
+            metrics,
+            layer.layer(service_fn(move |_request: Request<()>| answer())),
+        )
     }
 
     async fn call(
         service: impl Service<Request<()>, Response = Response<Body>, Error = Status>,
     ) -> Code {
-        let request = Request::builder().uri("/v1beta1.DevicePlugin/Allocate").body(()).unwrap();
+        let request = Request::builder()
+            .uri("/v1beta1.DevicePlugin/Allocate")
+            .body(())
+            .unwrap();
         let response = service.oneshot(request).await.unwrap();
         Status::from_header_map(response.headers()).map_or(Code::Ok, |status| status.code())
     }
@@ -124,7 +148,12 @@ mod tests {
     async fn a_call_that_hangs_is_ended_and_counted() {
         let (metrics, service) = service(std::future::pending);
         assert_eq!(call(service).await, Code::DeadlineExceeded);
-        assert!(metrics.encode().unwrap().contains(r#"method="Allocate",code="DeadlineExceeded""#));
+        assert!(
+            metrics
+                .encode()
+                .unwrap()
+                .contains(r#"method="Allocate",code="DeadlineExceeded""#)
+        );
     }
 
     #[tokio::test]
@@ -132,6 +161,11 @@ mod tests {
         let (metrics, service) =
             service(|| async { Ok(Status::invalid_argument("no").into_http()) });
         assert_eq!(call(service).await, Code::InvalidArgument);
-        assert!(metrics.encode().unwrap().contains(r#"method="Allocate",code="InvalidArgument""#));
+        assert!(
+            metrics
+                .encode()
+                .unwrap()
+                .contains(r#"method="Allocate",code="InvalidArgument""#)
+        );
     }
 }

@@ -45,17 +45,27 @@ impl DevicePlugin for Service {
         Ok(Response::new(DevicePluginOptions::default()))
     }
 
-    async fn list_and_watch(
-        &self,
-        request: Request<Empty>,
-    ) -> Result<Response<Lists>, Status> {
-        let peer = request.extensions().get::<UdsConnectInfo>().and_then(|info| info.peer_cred);
-        let (uid, pid) = (peer.map(|peer| peer.uid()), peer.and_then(|peer| peer.pid()));
+    async fn list_and_watch(&self, request: Request<Empty>) -> Result<Response<Lists>, Status> {
+        let peer = request
+            .extensions()
+            .get::<UdsConnectInfo>()
+            .and_then(|info| info.peer_cred);
+        let (uid, pid) = (
+            peer.map(|peer| peer.uid()),
+            peer.and_then(|peer| peer.pid()),
+        );
         info!(resource = self.resource, uid, pid, "list stream opened");
         let ticket = self.streams.open();
         let (lists, receiver) = mpsc::channel(1);
-        tokio::spawn(send_lists(self.devices.clone(), ticket.told_to_end(), lists));
-        Ok(Response::new(Lists { receiver, _ticket: ticket }))
+        tokio::spawn(send_lists(
+            self.devices.clone(),
+            ticket.told_to_end(),
+            lists,
+        ));
+        Ok(Response::new(Lists {
+            receiver,
+            _ticket: ticket,
+        }))
     }
 
     async fn get_preferred_allocation(
@@ -77,10 +87,18 @@ impl DevicePlugin for Service {
             info!(resource = self.resource, %error, "allocation refused");
             error.into_status()
         })?;
-        let devices = request.container_requests.iter().map(|container| container.devices_ids.len());
-        let labels = ResourceLabels { resource: self.resource.clone() };
+        let devices = request
+            .container_requests
+            .iter()
+            .map(|container| container.devices_ids.len());
+        let labels = ResourceLabels {
+            resource: self.resource.clone(),
+        };
         let count = devices.sum::<usize>();
-        self.metrics.allocated.get_or_create(&labels).inc_by(u64::try_from(count).unwrap_or(0));
+        self.metrics
+            .allocated
+            .get_or_create(&labels)
+            .inc_by(u64::try_from(count).unwrap_or(0));
         Ok(Response::new(answer))
     }
 

@@ -34,7 +34,10 @@ impl Streams {
             state.opened += 1;
             state.open.insert(number);
         });
-        Ticket { number, streams: self.clone() }
+        Ticket {
+            number,
+            streams: self.clone(),
+        }
     }
 
     /// Tells every stream that is open to end.
@@ -45,7 +48,10 @@ impl Streams {
     /// The streams as they are now.
     pub fn now(&self) -> machine::Streams {
         let state = self.0.borrow();
-        machine::Streams { opened: state.opened, open: state.open.iter().copied().collect() }
+        machine::Streams {
+            opened: state.opened,
+            open: state.open.iter().copied().collect(),
+        }
     }
 
     /// Tells when a stream was opened or closed.
@@ -107,9 +113,21 @@ mod tests {
         first.told_to_end().await;
         let mut told = tokio_test_pending(second.told_to_end());
         assert!(told.as_mut().now_or_never_is_none());
-        assert_eq!(streams.now(), machine::Streams { opened: 2, open: vec![0, 1] });
+        assert_eq!(
+            streams.now(),
+            machine::Streams {
+                opened: 2,
+                open: vec![0, 1]
+            }
+        );
         drop(first);
-        assert_eq!(streams.now(), machine::Streams { opened: 2, open: vec![1] });
+        assert_eq!(
+            streams.now(),
+            machine::Streams {
+                opened: 2,
+                open: vec![1]
+            }
+        );
     }
 
     trait NowOrNever {

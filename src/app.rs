@@ -1,0 +1,148 @@
+//! Puts the parts together and keeps them running.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use anyhow::{Context, bail};
+use tokio::net::TcpListener;
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::config::Config;
+use crate::gpu::GpuUuid;
+use crate::http;
+use crate::kubelet::{checkpoint, watch as folder_watch};
+use crate::metrics::Metrics;
+use crate::monitor::{Monitor, Opener};
+use crate::plugin::actor::Actor;
+use crate::readiness::Readiness;
+
+/// The running process, as a value: tests start the real thing and ask it what
+/// it bound.
+pub struct App {
+    /// Where HTTP is served.
+    pub http_address: SocketAddr,
+    rescan: Arc<Notify>,
+    shutdown: CancellationToken,
+    /// End on `shutdown` only.
+    tasks: JoinSet<&'static str>,
+    /// End never, and are dropped.
+    background: JoinSet<&'static str>,
+}
+
+impl App {
+    /// Starts everything.
+    ///
+    /// # Errors
+    ///
+    /// The address for HTTP could not be bound.
+    pub async fn start(config: Config, open: Arc<Opener>) -> anyhow::Result<Self> {
+        let address = config.http_listen;
+        let listener = TcpListener::bind(address).await.with_context(|| {
+            format!("cannot listen on {address}; choose another with --http-listen (HTTP_LISTEN)")
+        })?;
+        let http_address = listener.local_addr()?;
+        let metrics = Arc::new(Metrics::new());
+        let readiness = Readiness::default();
+        let rescan = Arc::new(Notify::new());
+        let shutdown = CancellationToken::new();
+        let folder = config.paths.device_plugin_dir.clone();
+        let resource = config.resource_name.clone();
+
+        let monitor = Monitor::new(
+            config,
+            open,
+            allocated(&folder, &resource),
+            metrics.clone(),
+            readiness.clone(),
+            rescan.clone(),
+        );
+        let (hint, hints) = watch::channel(0);
+        let devices = monitor.snapshots();
+        let (outside, seen) = (metrics.clone(), readiness.clone());
+        let actor = Actor::new(&folder, &resource, devices, hints, metrics, readiness);
+
+        let mut tasks = JoinSet::new();
+        let stop = shutdown.clone();
+        tasks.spawn(async move {
+            actor.run(stop).await;
+            "plugin"
+        });
+        let mut background = JoinSet::new();
+        background.spawn(async move {
+            monitor.run().await;
+            "monitor"
+        });
+        background.spawn(async move {
+            folder_watch::watch(folder, hint).await;
+            "folder watch"
+        });
+        background.spawn(async move {
+            report_end(http::serve(listener, outside, seen).await);
+            "http"
+        });
+        Ok(Self {
+            http_address,
+            rescan,
+            shutdown,
+            tasks,
+            background,
+        })
+    }
+
+    /// Looks at all GPUs and at the driver again, now.
+    pub fn rescan(&self) {
+        self.rescan.notify_one();
+    }
+
+    /// Waits until a part ends, which none does by itself.
+    ///
+    /// # Errors
+    ///
+    /// Always, naming the part.
+    pub async fn failed(&mut self) -> anyhow::Result<()> {
+        let ended = tokio::select! {
+            Some(ended) = self.tasks.join_next() => ended,
+            Some(ended) = self.background.join_next() => ended,
+            else => bail!("nothing runs any more"),
+        };
+        bail!(
+            "{} ended unexpectedly",
+            ended.context("a part of the process panicked")?
+        )
+    }
+
+    /// Ends streams and removes sockets.
+    pub async fn stop(mut self) {
+        self.shutdown.cancel();
+        while self.tasks.join_next().await.is_some() {}
+    }
+}
+
+/// The GPUs that pods of this node hold, by the kubelet's record.
+fn allocated(folder: &std::path::Path, resource: &str) -> Vec<GpuUuid> {
+    match checkpoint::allocated(folder, resource) {
+        Ok(ids) => {
+            if !ids.is_empty() {
+                info!(resource, devices = ids.len(), "devices held by pods");
+            }
+            // Only IDs of ours: another plugin's may stand there under the name.
+            let ours = ids.iter().filter(|id| id.starts_with("GPU-"));
+            ours.map(|id| GpuUuid::from(id.as_str())).collect()
+        }
+        Err(error) => {
+            let file = checkpoint::FILE;
+            warn!(%error, file, "cannot read the kubelet's record; a lost GPU that a pod holds may not be listed");
+            Vec::new()
+        }
+    }
+}
+
+fn report_end(ended: io::Result<()>) {
+    if let Err(error) = ended {
+        warn!(%error, "HTTP server ended");
+    }
+}

@@ -1,0 +1,293 @@
+//! The `devices` command: what would be advertised and answered.
+
+use std::fmt::Write as _;
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use serde::Serialize;
+
+use crate::allocate::response;
+use crate::api::v1beta1::{AllocateRequest, ContainerAllocateRequest, ContainerAllocateResponse};
+use crate::cli::Output;
+use crate::config::Config;
+use crate::device::{Device, DeviceSnapshot, UnhealthyReason};
+use crate::driver::DriverFiles;
+use crate::gpu::calls;
+use crate::gpu::{GpuLibrary, Reading};
+use crate::health::reducer::Signal;
+use crate::inventory::{Inventory, Node};
+use crate::monitor::nvml_opener;
+
+/// Reads the node once and prints it on standard output.
+///
+/// # Errors
+///
+/// There is no driver to ask, or it does not answer.
+#[expect(clippy::print_stdout, reason = "it is what the command is for")]
+pub fn print(config: &Config, output: Output) -> anyhow::Result<()> {
+    let report = within(calls::DEADLINE, config, read)?;
+    let text = match output {
+        Output::Json => serde_json::to_string_pretty(&report)? + "\n",
+        Output::Table => table(&report),
+    };
+    print!("{text}");
+    Ok(())
+}
+
+/// Runs `read` on a thread of its own: a driver that hangs is reported too.
+fn within(
+    deadline: Duration,
+    config: &Config,
+    read: fn(&Config) -> anyhow::Result<Report>,
+) -> anyhow::Result<Report> {
+    let (sender, answer) = mpsc::channel();
+    let config = config.clone();
+    thread::spawn(move || sender.send(read(&config)));
+    match answer.recv_timeout(deadline) {
+        Ok(report) => report,
+        Err(_) => bail!("the driver hangs: NVML did not answer within {deadline:?}"),
+    }
+}
+
+#[derive(Debug, Serialize)]
+struct Report {
+    resource: String,
+    driver_version: String,
+    driver_root: String,
+    /// What could not be listed or found.
+    problems: Vec<String>,
+    devices: Vec<DeviceReport>,
+}
+
+#[derive(Debug, Serialize)]
+struct DeviceReport {
+    id: String,
+    health: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    gpu: Option<crate::gpu::Gpu>,
+    /// Absent for a device that would be refused.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    allocate: Option<AllocateReport>,
+}
+
+#[derive(Debug, Serialize, PartialEq, Eq)]
+struct AllocateReport {
+    devices: Vec<PathReport>,
+    mounts: Vec<PathReport>,
+}
+
+#[derive(Debug, Serialize, PartialEq, Eq)]
+struct PathReport {
+    host_path: String,
+    container_path: String,
+    permissions: String,
+}
+
+fn read(config: &Config) -> anyhow::Result<Report> {
+    let library = nvml_opener(config)()?;
+    let driver_version = library.driver_version()?;
+    let count = library.count().context("the GPUs cannot be enumerated")?;
+    let readings: Vec<_> = (0..count).map(|index| library.read(index)).collect();
+    let mut problems: Vec<_> = readings
+        .iter()
+        .filter_map(|reading| match reading {
+            Reading::Unidentified { index, error } => Some(format!(
+                "GPU at index {index} cannot be identified: {error}"
+            )),
+            _ => None,
+        })
+        .collect();
+    let mut inventory = Inventory::default();
+    inventory.scanned(Duration::ZERO, &readings, &[], calls::DEADLINE);
+    probe(library.as_ref(), &mut inventory);
+    let files = DriverFiles::find(&config.paths.driver_root, &driver_version);
+    if let Err(error) = &files {
+        problems.push(error.to_string());
+    }
+    let node = Node {
+        dev_root: config.paths.dev_root.clone(),
+        driver: files.map_err(|error| UnhealthyReason::NoDriverFiles(error.to_string())),
+    };
+    let snapshot = inventory.devices(&node);
+    Ok(Report {
+        resource: config.resource_name.clone(),
+        driver_version,
+        driver_root: config.paths.driver_root.host().display().to_string(),
+        problems,
+        devices: snapshot
+            .devices
+            .iter()
+            .map(|device| device_report(&snapshot, device))
+            .collect(),
+    })
+}
+
+fn probe(library: &dyn GpuLibrary, inventory: &mut Inventory) {
+    let uuids: Vec<_> = inventory.uuids().cloned().collect();
+    for uuid in uuids {
+        inventory.signal(Duration::ZERO, &uuid, &Signal::Probed(library.probe(&uuid)));
+    }
+}
+
+fn device_report(snapshot: &DeviceSnapshot, device: &Device) -> DeviceReport {
+    let request = ContainerAllocateRequest {
+        devices_ids: vec![device.id.to_string()],
+    };
+    let request = AllocateRequest {
+        container_requests: vec![request],
+    };
+    let answer = response::allocate(snapshot, &request);
+    let refused = answer.as_ref().err().map(ToString::to_string);
+    let reason = device.health.reason().map(ToString::to_string);
+    DeviceReport {
+        id: device.id.to_string(),
+        health: device.health.as_str(),
+        reason: reason.or(refused),
+        gpu: device.gpu.clone(),
+        allocate: answer
+            .ok()
+            .and_then(|answer| answer.container_responses.into_iter().next())
+            .map(allocate_report),
+    }
+}
+
+fn allocate_report(answer: ContainerAllocateResponse) -> AllocateReport {
+    let devices = answer.devices.into_iter().map(|spec| PathReport {
+        host_path: spec.host_path,
+        container_path: spec.container_path,
+        permissions: spec.permissions,
+    });
+    let mounts = answer.mounts.into_iter().map(|mount| PathReport {
+        host_path: mount.host_path,
+        container_path: mount.container_path,
+        permissions: if mount.read_only {
+            "ro".into()
+        } else {
+            "rw".into()
+        },
+    });
+    AllocateReport {
+        devices: devices.collect(),
+        mounts: mounts.collect(),
+    }
+}
+
+fn table(report: &Report) -> String {
+    let mut text = String::new();
+    // Writing to a string cannot fail.
+    drop(write_table(&mut text, report));
+    text
+}
+
+fn write_table(text: &mut String, report: &Report) -> std::fmt::Result {
+    let Report {
+        resource,
+        driver_version,
+        driver_root,
+        problems,
+        devices,
+    } = report;
+    let healthy = devices
+        .iter()
+        .filter(|device| device.reason.is_none())
+        .count();
+    writeln!(
+        text,
+        "{resource}: {} devices, {healthy} healthy",
+        devices.len()
+    )?;
+    writeln!(text, "driver {driver_version} under {driver_root}")?;
+    for problem in problems {
+        writeln!(text, "problem: {problem}")?;
+    }
+    let mut rows = vec![
+        [
+            "INDEX",
+            "ID",
+            "HEALTH",
+            "PRODUCT",
+            "MEMORY",
+            "CC",
+            "PCI BUS ID",
+            "NUMA",
+        ]
+        .map(str::to_owned),
+    ];
+    rows.extend(devices.iter().map(row));
+    writeln!(text)?;
+    write_rows(text, &rows)?;
+    for device in devices {
+        if let Some(reason) = &device.reason {
+            writeln!(text, "\n{}: {reason}", device.id)?;
+        }
+    }
+    write_answers(text, devices)
+}
+
+fn row(device: &DeviceReport) -> [String; 8] {
+    let gpu = device.gpu.as_ref();
+    let show = |value: Option<String>| value.unwrap_or_else(|| "-".into());
+    [
+        show(gpu.map(|gpu| gpu.index.to_string())),
+        device.id.clone(),
+        device.health.into(),
+        show(gpu.map(|gpu| gpu.product_name.clone())),
+        show(gpu.and_then(|gpu| Some(format!("{} MiB", gpu.memory_bytes? >> 20)))),
+        show(gpu.and_then(|gpu| Some(gpu.compute_capability?.to_string()))),
+        show(gpu.map(|gpu| gpu.pci_bus_id.clone())),
+        show(gpu.and_then(|gpu| Some(gpu.numa_node?.to_string()))),
+    ]
+}
+
+fn write_rows<const N: usize>(text: &mut String, rows: &[[String; N]]) -> std::fmt::Result {
+    let width = |column: usize| rows.iter().map(|row| row[column].len()).max().unwrap_or(0);
+    for row in rows {
+        let mut line = String::new();
+        for (column, cell) in row.iter().enumerate() {
+            write!(line, "{cell:<width$}  ", width = width(column))?;
+        }
+        writeln!(text, "{}", line.trim_end())?;
+    }
+    Ok(())
+}
+
+/// The device nodes differ by device; the mounts are the same for all.
+fn write_answers(text: &mut String, devices: &[DeviceReport]) -> std::fmt::Result {
+    let answers = || {
+        devices
+            .iter()
+            .filter_map(|device| Some((&device.id, device.allocate.as_ref()?)))
+    };
+    for (id, answer) in answers() {
+        writeln!(text, "\nAllocate {id}: device nodes")?;
+        write_paths(text, &answer.devices)?;
+    }
+    if let Some((_, answer)) = answers().next() {
+        writeln!(text, "\nAllocate any of them: mounts")?;
+        write_paths(text, &answer.mounts)?;
+    }
+    Ok(())
+}
+
+fn write_paths(text: &mut String, paths: &[PathReport]) -> std::fmt::Result {
+    let rows: Vec<_> = paths
+        .iter()
+        .map(|path| {
+            let PathReport {
+                host_path,
+                container_path,
+                permissions,
+            } = path;
+            [
+                format!("  {container_path}"),
+                permissions.clone(),
+                host_path.clone(),
+            ]
+        })
+        .collect();
+    write_rows(text, &rows)
+}

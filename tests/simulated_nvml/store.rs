@@ -1,0 +1,130 @@
+//! The state file: which one it is, and what it last said.
+
+use std::fs::{self, File, Metadata};
+use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use crate::state::State;
+use crate::watch::FolderWatch;
+
+/// Names the state file.
+const STATE_VARIABLE: &str = "SIMULATED_NVML_STATE";
+/// The state file's name beside the library.
+const STATE_FILE: &str = "simulated_nvml.json";
+
+/// The state file, parsed anew when it has changed.
+#[derive(Debug)]
+pub(crate) struct Store {
+    path: PathBuf,
+    read: Mutex<LastRead>,
+}
+
+#[derive(Debug, Default)]
+struct LastRead {
+    /// Of the file that was last looked at, good or bad: each complaint is
+    /// made once.
+    stamp: Option<Stamp>,
+    good: Option<Arc<State>>,
+}
+
+/// A file replaced by rename differs in one of these.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Stamp {
+    device: u64,
+    inode: u64,
+    size: u64,
+    modified: (i64, i64),
+}
+
+impl From<&Metadata> for Stamp {
+    fn from(metadata: &Metadata) -> Self {
+        Self {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            size: metadata.size(),
+            modified: (metadata.mtime(), metadata.mtime_nsec()),
+        }
+    }
+}
+
+impl Store {
+    /// The store of a library that was loaded from `library`.
+    pub(crate) fn of_library(library: Option<PathBuf>) -> Self {
+        let named = std::env::var_os(STATE_VARIABLE).map(PathBuf::from);
+        let beside = || library?.parent().map(|folder| folder.join(STATE_FILE));
+        let path = named.or_else(beside).unwrap_or_default();
+        Self {
+            // The working directory may change, the node does not.
+            path: std::path::absolute(&path).unwrap_or(path),
+            read: Mutex::default(),
+        }
+    }
+
+    /// What the file says, or said when it could last be read. `None` is a
+    /// machine without a driver.
+    pub(crate) fn current(&self) -> Option<Arc<State>> {
+        let mut read = self.lock();
+        let metadata = fs::metadata(&self.path).ok()?;
+        let stamp = Some(Stamp::from(&metadata));
+        if read.stamp != stamp {
+            read.stamp = stamp;
+            self.refresh(&mut read);
+        }
+        read.good.clone()
+    }
+
+    /// The last good state, also when the file is gone: a driver cannot be
+    /// unloaded under a library that uses it.
+    pub(crate) fn last_good(&self) -> Option<Arc<State>> {
+        self.current().or_else(|| self.lock().good.clone())
+    }
+
+    /// Blocks until `check` has an answer, asking it now and after each change
+    /// of the file; or until the deadline, and answers `None`. `check` gets
+    /// `None` once the file is gone, with its node.
+    pub(crate) fn wait<T>(
+        &self,
+        deadline: Option<Instant>,
+        mut check: impl FnMut(Option<Arc<State>>) -> Option<T>,
+    ) -> io::Result<Option<T>> {
+        if let Some(answer) = check(self.current()) {
+            return Ok(Some(answer));
+        }
+        let watch = FolderWatch::new(self.path.parent().unwrap_or(Path::new("/")))?;
+        loop {
+            if let Some(answer) = check(self.current()) {
+                return Ok(Some(answer));
+            }
+            if !watch.changed(deadline)? {
+                return Ok(None);
+            }
+        }
+    }
+
+    fn refresh(&self, read: &mut LastRead) {
+        match self.load(&mut read.stamp) {
+            Ok(state) => read.good = Some(Arc::new(state)),
+            Err(error) => eprintln!("simulated NVML: {}: {error}", self.path.display()),
+        }
+    }
+
+    /// The stamp is that of the open file: the path may lead to a newer one
+    /// before the last byte is read.
+    fn load(&self, stamp: &mut Option<Stamp>) -> Result<State, String> {
+        let mut file = File::open(&self.path).map_err(|error| error.to_string())?;
+        let metadata = file.metadata().map_err(|error| error.to_string())?;
+        *stamp = Some(Stamp::from(&metadata));
+        let mut json = Vec::new();
+        file.read_to_end(&mut json)
+            .map_err(|error| error.to_string())?;
+        let state: State = serde_json::from_slice(&json).map_err(|error| error.to_string())?;
+        state.validate().map(|()| state)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, LastRead> {
+        self.read.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -432,3 +432,6 @@ fn wait(wake: Option<Time>, phase: Phase) -> Step {
         phase,
     }
 }
+
+#[cfg(test)]
+mod tests;

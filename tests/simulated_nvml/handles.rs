@@ -38,7 +38,10 @@ impl<T: Clone + PartialEq, const KIND: usize> Handles<T, KIND> {
 
     /// The key that has this handle.
     pub(crate) fn key<P>(&self, handle: *mut P) -> Option<T> {
-        let number = handle.addr().is_multiple_of(STEP).then(|| handle.addr() / STEP)?;
+        let number = handle
+            .addr()
+            .is_multiple_of(STEP)
+            .then(|| handle.addr() / STEP)?;
         let position = number.checked_sub(KIND * FIRST)?;
         self.lock().get(position).cloned()
     }

@@ -66,22 +66,16 @@ pub(super) fn array<'a, T>(first: *mut T, count: usize) -> Result<&'a mut [T], R
     Ok(unsafe { std::slice::from_raw_parts_mut(first, count) })
 }
 
-/// Writes a list the way that NVML does: `count` is the room on the way in and
-/// the number of items on the way out; too little room, or no array, is an
-/// answer too, with the number that there is.
-pub(super) fn put_list<T: Copy>(
-    count: InOut<'_, c_uint>,
-    first: *mut T,
-    items: &[T],
-    too_short: Answer,
-) -> Answer {
+/// Writes a list: `count` is the room on the way in and the number of items on
+/// the way out; without an array, the number alone is asked for.
+pub(super) fn put_list<T: Copy>(count: InOut<'_, c_uint>, first: *mut T, items: &[T]) -> Answer {
     let count = count.ok_or(Return::InvalidArgument)?;
     let room = std::mem::replace(count, items.len() as c_uint) as usize;
-    if items.is_empty() {
+    if first.is_null() || items.is_empty() {
         return Ok(());
     }
-    if room < items.len() || first.is_null() {
-        return too_short;
+    if room < items.len() {
+        return Err(Return::InsufficientSize);
     }
     array(first, items.len())?.copy_from_slice(items);
     Ok(())

@@ -157,7 +157,7 @@ extern "C" fn nvmlDeviceGetTopologyNearestGpus(
             .filter(|&(position, _)| at_level(position))
             .map(|(_, gpu)| LIBRARY.device_handle(&gpu.uuid))
             .collect();
-        put_list(count, devices, &near, Ok(()))
+        put_list(count, devices, &near)
     })
 }
 

@@ -1,0 +1,15 @@
+//! What the tests share: a simulated node and its parts.
+#![allow(
+    dead_code,
+    unreachable_pub,
+    unused_imports,
+    reason = "each test, example and benchmark uses a part of it"
+)]
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a node that cannot be laid out ends the test, with the reason"
+)]
+
+pub mod elf;
+pub mod nvml;

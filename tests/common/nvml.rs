@@ -18,7 +18,7 @@ use super::elf::{Machine, SharedObject};
 pub mod state;
 
 pub use state::{
-    Ecc, Event, Gpu, Link, Mig, MigInstance, PciLink, Peer, RemappedRows, Return, State,
+    Ecc, Event, Gpu, Link, MAX_GPUS, Mig, MigInstance, PciLink, Peer, RemappedRows, Return, State,
     TopologyLevel,
 };
 
@@ -74,14 +74,17 @@ impl SimulatedNode {
             self.driver_root().join("usr/bin"),
             self.dev().join("nvidia-caps"),
             self.proc().join("driver/nvidia"),
+            self.proc().join("driver/nvidia-caps"),
             self.sys().join("module/nvidia"),
             self.device_plugin_dir(),
         ] {
             fs::create_dir_all(folder).expect("create a folder");
         }
         for name in ["nvidiactl", "nvidia-uvm", "nvidia-uvm-tools"] {
-            File::create(self.dev().join(name)).expect("create a device file");
+            write(&self.dev().join(name), "");
         }
+        let mig_minors = self.proc().join("driver/nvidia-caps/mig-minors");
+        write(&mig_minors, &mig_minors_table());
         let library = simulated_nvml_library();
         fs::copy(library, self.nvml_library()).expect("copy the simulated NVML");
     }
@@ -173,12 +176,13 @@ impl SimulatedNode {
     pub fn enable_mig(&self, gpu: impl WhichGpu, profiles: &[&str]) {
         self.edit(|state| {
             let position = gpu.position(state);
+            let total = state.gpus[position].memory_bytes;
             let instances = profiles.iter().zip(1..).map(|(profile, id)| MigInstance {
                 uuid: format!("MIG-00000000-0000-4000-8{position:03x}-{id:012x}"),
                 gpu_instance_id: id,
                 compute_instance_id: 0,
                 profile: (*profile).to_owned(),
-                memory_bytes: memory_of(profile),
+                memory_bytes: memory_of(profile, total),
             });
             state.gpus[position].mig = Mig {
                 enabled: true,
@@ -223,20 +227,27 @@ impl SimulatedNode {
             return fs::remove_dir_all(device).unwrap_or_default();
         }
         fs::create_dir_all(&device).expect("create a PCI device's folder");
-        let node = gpu.numa_node.map_or(-1, i64::from);
-        write(&device.join("numa_node"), &format!("{node}\n"));
-        let nodes = self.dev().join(format!("nvidia{}", gpu.minor_number));
-        write(&nodes, "");
+        let numa_node = gpu.numa_node.map_or(-1, i64::from).to_string();
+        for (name, content) in [
+            ("numa_node", numa_node.as_str()),
+            ("vendor", "0x10de"),
+            ("device", "0x2335"),
+            ("class", "0x030200"),
+        ] {
+            write(&device.join(name), &format!("{content}\n"));
+        }
+        let node = self.dev().join(format!("nvidia{}", gpu.minor_number));
+        write(&node, "");
         for instance in &gpu.mig.instances {
             self.lay_out_mig(gpu, instance);
         }
     }
 
     /// The capability files of a MIG device, and the device files that they
-    /// name: 15 GPU instances a GPU, eight compute instances in each.
+    /// name.
     fn lay_out_mig(&self, gpu: &Gpu, instance: &MigInstance) {
         let (gi, ci) = (instance.gpu_instance_id, instance.compute_instance_id);
-        let gi_minor = 3 + (gpu.minor_number * 15 + gi) * 9;
+        let gi_minor = capability_minor(gpu.minor_number, gi);
         let gi_folder = format!(
             "driver/nvidia/capabilities/gpu{}/mig/gi{gi}",
             gpu.minor_number
@@ -336,6 +347,26 @@ impl Node {
     }
 }
 
+/// The minor number of a GPU instance's capability. Those of its compute
+/// instances follow: eight in each of 15 GPU instances a GPU, after two of the
+/// node.
+fn capability_minor(gpu: u32, gpu_instance: u32) -> u32 {
+    3 + (gpu * 15 + gpu_instance) * 9
+}
+
+/// The driver lists every capability that there can be.
+fn mig_minors_table() -> String {
+    let mut table = "config 1\nmonitor 2\n".to_owned();
+    for (gpu, gi) in (0..MAX_GPUS as u32).flat_map(|gpu| (0..15).map(move |gi| (gpu, gi))) {
+        let minor = capability_minor(gpu, gi);
+        table += &format!("gpu{gpu}/gi{gi}/access {minor}\n");
+        for ci in 0..8 {
+            table += &format!("gpu{gpu}/gi{gi}/ci{ci}/access {}\n", minor + 1 + ci);
+        }
+    }
+    table
+}
+
 fn push_xid(state: &mut State, gpu: impl WhichGpu, xid: u64, instances: Option<(u32, u32)>) {
     let uuid = state.gpus[gpu.position(state)].uuid.clone();
     state.events.push(Event {
@@ -352,13 +383,16 @@ fn write(path: &Path, text: &str) {
     fs::write(path, text).expect("write a file of the node");
 }
 
-/// The memory that a profile's name tells: gibibytes before `gb`.
-fn memory_of(profile: &str) -> u64 {
-    let gibibytes = profile.split('.').find_map(|part| {
+/// The memory that a profile's name tells: MIG deals it out in eighths, and the
+/// number before `gb` is rounded.
+fn memory_of(profile: &str, total: u64) -> u64 {
+    let gigabytes = profile.split('.').find_map(|part| {
         let (number, _attributes) = part.split_once("gb")?;
         number.parse::<u64>().ok()
     });
-    gibibytes.expect("a profile such as 1g.18gb") << 30
+    let gigabytes = gigabytes.expect("a profile such as 1g.18gb");
+    let all = total.div_ceil(1 << 30);
+    (gigabytes * 8 + all / 2) / all * (total / 8)
 }
 
 /// A GPU, by its position in the state or by its UUID.

@@ -20,6 +20,8 @@ const STATE_FILE: &str = "simulated_nvml.json";
 pub(crate) struct Store {
     path: PathBuf,
     read: Mutex<LastRead>,
+    /// Watches between two waits: to close one takes the kernel 10 ms and more.
+    idle_watches: Mutex<Vec<FolderWatch>>,
 }
 
 #[derive(Debug, Default)]
@@ -60,13 +62,14 @@ impl Store {
             // The working directory may change, the node does not.
             path: std::path::absolute(&path).unwrap_or(path),
             read: Mutex::default(),
+            idle_watches: Mutex::default(),
         }
     }
 
     /// What the file says, or said when it could last be read. `None` is a
     /// machine without a driver.
     pub(crate) fn current(&self) -> Option<Arc<State>> {
-        let mut read = self.lock();
+        let mut read = lock(&self.read);
         let metadata = fs::metadata(&self.path).ok()?;
         let stamp = Some(Stamp::from(&metadata));
         if read.stamp != stamp {
@@ -79,7 +82,7 @@ impl Store {
     /// The last good state, also when the file is gone: a driver cannot be
     /// unloaded under a library that uses it.
     pub(crate) fn last_good(&self) -> Option<Arc<State>> {
-        self.current().or_else(|| self.lock().good.clone())
+        self.current().or_else(|| lock(&self.read).good.clone())
     }
 
     /// Blocks until `check` has an answer, asking it now and after each change
@@ -93,15 +96,30 @@ impl Store {
         if let Some(answer) = check(self.current()) {
             return Ok(Some(answer));
         }
-        let watch = FolderWatch::new(self.path.parent().unwrap_or(Path::new("/")))?;
-        loop {
+        let watch = self.watch()?;
+        // Whatever happened before the watch began is seen by the first check.
+        let answer = loop {
             if let Some(answer) = check(self.current()) {
-                return Ok(Some(answer));
+                break Some(answer);
             }
             if !watch.changed(deadline)? {
-                return Ok(None);
+                break None;
             }
-        }
+        };
+        lock(&self.idle_watches).push(watch);
+        Ok(answer)
+    }
+
+    /// A watch for one waiter: two on one would swallow each other's changes.
+    fn watch(&self) -> io::Result<FolderWatch> {
+        let idle = lock(&self.idle_watches).pop();
+        let folder = self.path.parent().unwrap_or(Path::new("/"));
+        idle.map_or_else(|| FolderWatch::new(folder), Ok)
+    }
+
+    /// Closes what no wait uses.
+    pub(crate) fn close_idle_watches(&self) {
+        lock(&self.idle_watches).clear();
     }
 
     fn refresh(&self, read: &mut LastRead) {
@@ -123,8 +141,8 @@ impl Store {
         let state: State = serde_json::from_slice(&json).map_err(|error| error.to_string())?;
         state.validate().map(|()| state)
     }
+}
 
-    fn lock(&self) -> MutexGuard<'_, LastRead> {
-        self.read.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -45,7 +45,10 @@ extern "C" fn nvmlShutdown() -> nvmlReturn_t {
             .users
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, one_less)
         {
-            Ok(1) => events::free_all(),
+            Ok(1) => {
+                events::free_all();
+                LIBRARY.store.close_idle_watches();
+            }
             Ok(_) => {}
             Err(_) => return Err(Return::Uninitialized),
         }

@@ -1,4 +1,5 @@
-//! What the tests share: a simulated node and its parts.
+//! What the tests stand on: a simulated node, a kubelet, a plugin's process.
+//! Examples and benches include this file by path.
 #![allow(
     dead_code,
     unreachable_pub,
@@ -12,4 +13,6 @@
 )]
 
 pub mod elf;
+pub mod kubelet;
 pub mod nvml;
+pub mod plugin;

@@ -199,7 +199,7 @@ impl SimulatedNode {
         for library in &DRIVER_LIBRARIES {
             library.install(&libraries, version);
         }
-        self.write_program("nvidia-smi", &format!("echo 'simulated driver {version}'"));
+        self.write_program("nvidia-smi");
         let module = format!(
             "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  {version}  Release Build\n"
         );
@@ -209,11 +209,12 @@ impl SimulatedNode {
         self.edit(|state| state.driver_version = version.to_owned());
     }
 
-    fn write_program(&self, name: &str, script: &str) {
+    /// A program by its header: nothing here runs it.
+    fn write_program(&self, name: &str) {
         let path = self.driver_root().join("usr/bin").join(name);
-        write(&path, &format!("#!/bin/sh\n{script}\n"));
-        let executable = fs::Permissions::from_mode(0o755);
-        fs::set_permissions(path, executable).expect("make it executable");
+        fs::create_dir_all(self.driver_root().join("usr/bin")).expect("create usr/bin");
+        SharedObject::nameless().write(&path);
+        fs::set_permissions(path, fs::Permissions::from_mode(0o755)).expect("make it executable");
     }
 
     fn lay_out_gpu(&self, gpu: &Gpu) {
@@ -322,6 +323,23 @@ impl SimulatedNode {
     /// Where the kubelet and its plugins have their sockets.
     pub fn device_plugin_dir(&self) -> PathBuf {
         self.root().join("device-plugins")
+    }
+
+    /// What tells the plugin that this is its node. Flags given later would be
+    /// repetitions: it listens on a port of its own, and polls often.
+    pub fn plugin_arguments(&self) -> Vec<OsString> {
+        let paths = [
+            ("--device-plugin-dir", self.device_plugin_dir()),
+            ("--nvml-library", self.nvml_library()),
+            ("--driver-root", self.driver_root()),
+            ("--dev-root", self.dev_root()),
+            ("--sysfs-root", self.sys()),
+            ("--procfs-root", self.proc()),
+        ];
+        let texts = [("--http-listen", "127.0.0.1:0"), ("--health-poll-interval", "100ms")];
+        let paths = paths.into_iter().map(|(flag, path)| (flag, path.into_os_string()));
+        let texts = texts.into_iter().map(|(flag, text)| (flag, text.into()));
+        paths.chain(texts).flat_map(|(flag, value)| [flag.into(), value]).collect()
     }
 
     /// A GPU's UUID, by its position in the state.

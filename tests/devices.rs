@@ -25,7 +25,10 @@ fn json(node: &SimulatedNode) -> Value {
 fn paths(device: &Value, kind: &str) -> Vec<(String, String)> {
     let text = |value: &Value| value.as_str().expect("a string").to_owned();
     let entries = device["allocate"][kind].as_array().expect("an answer");
-    entries.iter().map(|e| (text(&e["container_path"]), text(&e["host_path"]))).collect()
+    entries
+        .iter()
+        .map(|e| (text(&e["container_path"]), text(&e["host_path"])))
+        .collect()
 }
 
 #[test]
@@ -48,7 +51,10 @@ fn every_gpu_is_described() {
         assert_eq!(gpu["pci_bus_id"], simulated.pci_bus_id);
         assert_eq!(gpu["memory_bytes"], simulated.memory_bytes);
         assert_eq!(gpu["product_name"], simulated.name);
-        assert_eq!(gpu["numa_node"].as_u64(), simulated.numa_node.map(u64::from));
+        assert_eq!(
+            gpu["numa_node"].as_u64(),
+            simulated.numa_node.map(u64::from)
+        );
     }
 }
 
@@ -58,20 +64,39 @@ fn the_answer_names_nodes_and_libraries_that_exist() {
     let report = json(&node);
     let device = &report["devices"][1];
     let nodes = paths(device, "devices");
-    let inside: Vec<_> = nodes.iter().map(|(container, _)| container.as_str()).collect();
-    let expected = ["/dev/nvidia1", "/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools"];
+    let inside: Vec<_> = nodes
+        .iter()
+        .map(|(container, _)| container.as_str())
+        .collect();
+    let expected = [
+        "/dev/nvidia1",
+        "/dev/nvidiactl",
+        "/dev/nvidia-uvm",
+        "/dev/nvidia-uvm-tools",
+    ];
     assert_eq!(inside, expected);
     for (container, host) in nodes {
         assert_eq!(host, format!("{}{container}", node.dev_root().display()));
     }
     let mounts = paths(device, "mounts");
     for folder in ["/usr/lib/x86_64-linux-gnu", "/usr/lib64"] {
-        for soname in ["libcuda.so.1", "libnvidia-ml.so.1", "libnvidia-ptxjitcompiler.so.1"] {
+        for soname in [
+            "libcuda.so.1",
+            "libnvidia-ml.so.1",
+            "libnvidia-ptxjitcompiler.so.1",
+        ] {
             let inside = format!("{folder}/{soname}");
-            assert!(mounts.iter().any(|(container, _)| *container == inside), "{inside}");
+            assert!(
+                mounts.iter().any(|(container, _)| *container == inside),
+                "{inside}"
+            );
         }
     }
-    assert!(mounts.iter().any(|(container, _)| container == "/usr/bin/nvidia-smi"));
+    assert!(
+        mounts
+            .iter()
+            .any(|(container, _)| container == "/usr/bin/nvidia-smi")
+    );
     for (_, host) in mounts {
         assert!(std::path::Path::new(&host).is_file(), "{host}");
     }
@@ -83,9 +108,17 @@ fn one_gpu_that_cannot_be_read_leaves_the_others_and_is_listed_with_the_reason()
     node.fail(1, "nvmlDeviceGetMinorNumber", Return::Unknown);
     let report = json(&node);
     let devices = report["devices"].as_array().unwrap();
-    let health: Vec<_> = devices.iter().map(|d| d["health"].as_str().unwrap()).collect();
+    let health: Vec<_> = devices
+        .iter()
+        .map(|d| d["health"].as_str().unwrap())
+        .collect();
     assert_eq!(health, ["Healthy", "Unhealthy", "Healthy"]);
-    assert!(devices[1]["reason"].as_str().unwrap().contains("nvmlDeviceGetMinorNumber"));
+    assert!(
+        devices[1]["reason"]
+            .as_str()
+            .unwrap()
+            .contains("nvmlDeviceGetMinorNumber")
+    );
     assert!(devices[1].get("allocate").is_none());
 }
 
@@ -95,7 +128,10 @@ fn a_gpu_without_an_identity_is_a_problem_and_the_others_are_served() {
     node.fail(1, "nvmlDeviceGetUUID", Return::GpuIsLost);
     let report = json(&node);
     assert_eq!(report["devices"].as_array().unwrap().len(), 2);
-    assert!(report["problems"][0].as_str().unwrap().contains("index 1"), "{report}");
+    assert!(
+        report["problems"][0].as_str().unwrap().contains("index 1"),
+        "{report}"
+    );
 }
 
 #[test]
@@ -104,7 +140,13 @@ fn a_lost_gpu_is_told_though_the_library_knows_its_name() {
     node.lose(0);
     let report = json(&node);
     assert_eq!(report["devices"][0]["health"], "Unhealthy");
-    assert!(report["devices"][0]["reason"].as_str().unwrap().contains("lost"), "{report}");
+    assert!(
+        report["devices"][0]["reason"]
+            .as_str()
+            .unwrap()
+            .contains("lost"),
+        "{report}"
+    );
     assert_eq!(report["devices"][1]["health"], "Healthy");
 }
 
@@ -139,7 +181,13 @@ fn the_table_is_for_people() {
     node.lose(1);
     let output = devices(&node, &[]);
     let text = String::from_utf8_lossy(&output.stdout);
-    assert!(text.starts_with("nvidia.com/gpu: 2 devices, 1 healthy\n"), "{text}");
-    assert!(text.contains(&format!("{}: GPU is lost", node.uuid(1))), "{text}");
+    assert!(
+        text.starts_with("nvidia.com/gpu: 2 devices, 1 healthy\n"),
+        "{text}"
+    );
+    assert!(
+        text.contains(&format!("{}: GPU is lost", node.uuid(1))),
+        "{text}"
+    );
     assert!(text.contains("/usr/lib64/libcuda.so.1"), "{text}");
 }

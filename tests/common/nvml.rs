@@ -336,10 +336,18 @@ impl SimulatedNode {
             ("--sysfs-root", self.sys()),
             ("--procfs-root", self.proc()),
         ];
-        let texts = [("--http-listen", "127.0.0.1:0"), ("--health-poll-interval", "100ms")];
-        let paths = paths.into_iter().map(|(flag, path)| (flag, path.into_os_string()));
+        let texts = [
+            ("--http-listen", "127.0.0.1:0"),
+            ("--health-poll-interval", "100ms"),
+        ];
+        let paths = paths
+            .into_iter()
+            .map(|(flag, path)| (flag, path.into_os_string()));
         let texts = texts.into_iter().map(|(flag, text)| (flag, text.into()));
-        paths.chain(texts).flat_map(|(flag, value)| [flag.into(), value]).collect()
+        paths
+            .chain(texts)
+            .flat_map(|(flag, value)| [flag.into(), value])
+            .collect()
     }
 
     /// A GPU's UUID, by its position in the state.

@@ -153,8 +153,14 @@ impl World {
             }
             Action::EndStreams => self.ending = true,
             Action::Register => {
-                assert!(self.streams.open.is_empty(), "an old stream is open at Register");
-                assert!(self.endpoint.is_some(), "Register with nobody at the socket");
+                assert!(
+                    self.streams.open.is_empty(),
+                    "an old stream is open at Register"
+                );
+                assert!(
+                    self.endpoint.is_some(),
+                    "Register with nobody at the socket"
+                );
                 assert_eq!(self.endpoint, machine.bound());
                 assert_eq!(self.in_flight, None, "two registrations at once");
                 if self.listening {
@@ -188,7 +194,10 @@ fn settle(machine: &mut Machine, world: &mut World) -> Step {
         match step.action {
             Some(action) => world.perform(machine, action),
             None if world.outcome.is_none() => {
-                assert!(step.wake.is_none_or(|wake| wake > world.now), "a wake that is no wait");
+                assert!(
+                    step.wake.is_none_or(|wake| wake > world.now),
+                    "a wake that is no wait"
+                );
                 return step;
             }
             None => {}
@@ -221,11 +230,26 @@ fn key(machine: &Machine, world: &World) -> Vec<u64> {
     let link = match &machine.link {
         Link::Down => vec![0],
         Link::Ending { since } => vec![1, ago(*since)],
-        Link::Registering { with, since, first_stream } => {
+        Link::Registering {
+            with,
+            since,
+            first_stream,
+        } => {
             vec![2, name(Some(*with)), ago(*since), stream(*first_stream)]
         }
-        Link::Up { with, since, first_stream, seen } => {
-            vec![3, name(Some(*with)), ago(*since), stream(*first_stream), u64::from(*seen)]
+        Link::Up {
+            with,
+            since,
+            first_stream,
+            seen,
+        } => {
+            vec![
+                3,
+                name(Some(*with)),
+                ago(*since),
+                stream(*first_stream),
+                u64::from(*seen),
+            ]
         }
     };
     let mut key = vec![
@@ -264,9 +288,13 @@ fn turn_kind(machine: &mut Machine, world: &mut World, restart: bool) -> Duratio
         if step.phase == Phase::Registered {
             return world.now - start;
         }
-        let done = [Event::ToldStreamsEnd, Event::RegisterAccepted, Event::StreamOpens]
-            .into_iter()
-            .any(|event| world.happen(event, None));
+        let done = [
+            Event::ToldStreamsEnd,
+            Event::RegisterAccepted,
+            Event::StreamOpens,
+        ]
+        .into_iter()
+        .any(|event| world.happen(event, None));
         if !done {
             world.happen(Event::TimePasses, step.wake);
         }
@@ -323,10 +351,16 @@ fn from_every_state_it_comes_back_to_registered_and_soon_after_a_restart() {
             states += 1;
             turn_kind(&mut machine.clone(), &mut world.clone(), false);
             let took = turn_kind(&mut machine.clone(), &mut world.clone(), true);
-            assert!(took <= PROMISE, "{took:?} after a restart: {machine:?} in {world:?}");
+            assert!(
+                took <= PROMISE,
+                "{took:?} after a restart: {machine:?} in {world:?}"
+            );
         });
         println!("{states} states");
-        assert!(states > 10_000, "only {states} states: the exploration does not explore");
+        assert!(
+            states > 10_000,
+            "only {states} states: the exploration does not explore"
+        );
     }
 }
 
@@ -374,7 +408,10 @@ fn ended_streams(rounds: usize) -> (Machine, World, Vec<Duration>) {
 fn a_kubelet_that_keeps_ending_streams_is_not_fought() {
     let (mut machine, mut world, times) = ended_streams(12);
     let pauses: Vec<_> = times.windows(2).map(|pair| pair[1] - pair[0]).collect();
-    assert!(pauses[..2].iter().all(|pause| *pause <= PROMISE), "{pauses:?}");
+    assert!(
+        pauses[..2].iter().all(|pause| *pause <= PROMISE),
+        "{pauses:?}"
+    );
     assert!(pauses.is_sorted(), "{pauses:?}");
     assert!(pauses[10] > Duration::from_secs(30), "{pauses:?}");
     world.happen(Event::StreamEnds, None);
@@ -387,7 +424,11 @@ fn a_kubelet_that_keeps_ending_streams_is_not_fought() {
 fn a_newer_rival_has_the_name_until_it_is_gone() {
     let (mut machine, mut world) = registered();
     world.newer_rival = true;
-    assert_eq!(settle(&mut machine, &mut world).phase, Phase::Registered, "it took nothing yet");
+    assert_eq!(
+        settle(&mut machine, &mut world).phase,
+        Phase::Registered,
+        "it took nothing yet"
+    );
     world.happen(Event::StreamEnds, None);
     let step = settle(&mut machine, &mut world);
     world.happen(Event::TimePasses, step.wake);
@@ -418,10 +459,17 @@ fn retries_are_spread_and_never_late() {
         .map(|jitter| {
             let (mut machine, mut world) = registered();
             world.happen(Event::StreamEnds, None);
-            let seen = Observation { jitter, ..world.observation() };
+            let seen = Observation {
+                jitter,
+                ..world.observation()
+            };
             machine.step(&seen).wake.expect("it tries again") - world.now
         })
         .collect();
     assert!(pauses.len() > 100);
-    assert!(pauses.iter().all(|pause| *pause <= ENDED.0 && *pause * 4 >= ENDED.0 * 3));
+    assert!(
+        pauses
+            .iter()
+            .all(|pause| *pause <= ENDED.0 && *pause * 4 >= ENDED.0 * 3)
+    );
 }

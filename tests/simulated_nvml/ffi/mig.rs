@@ -360,7 +360,7 @@ fn slice_profile(slices: u32) -> Result<c_uint, Return> {
     }
 }
 
-/// A seventh of an H200's 132, less the rounding, is a slice.
+/// A slice of an H200 has 16 of its 132.
 fn multiprocessors(slices: u32) -> c_uint {
     slices * 16
 }

@@ -42,13 +42,13 @@ fn main() -> ExitCode {
         Command::Devices { output } => {
             let print = || report::print(&config, output);
             finish(print().map(|()| ExitCode::SUCCESS), |error| {
-                eprintln!("error: {error:#}")
+                eprintln!("error: {error:#}");
             })
         }
         Command::Serve => {
             telemetry::init(log_format, log_level);
             finish(serve(config), |error| {
-                error!(error = format!("{error:#}"), "stopped")
+                error!(error = format!("{error:#}"), "stopped");
             })
         }
     }

@@ -36,6 +36,8 @@ const DRIVER_FILES: &str = "driver files";
 
 const FIRST_RETRY: Duration = Duration::from_millis(200);
 const LONGEST_RETRY: Duration = Duration::from_secs(5);
+/// A session that lasted this long was a good one.
+const STEADY: Duration = Duration::from_secs(30);
 
 /// Opens a session with the GPU library. May block.
 pub type Opener = dyn Fn() -> Result<Arc<dyn GpuLibrary>, OpenError> + Send + Sync;
@@ -111,20 +113,28 @@ impl Monitor {
     pub async fn run(mut self) {
         let mut retry = retries();
         let mut opening = Calls::new(calls::DEADLINE);
-        loop {
+        // Calls outlive a session: one that hangs is not made again in the next.
+        let mut calls = Calls::new(calls::DEADLINE);
+        let mut failures = 0_u32;
+        for number in 0.. {
             let library = self.open(&mut opening, &mut retry).await;
-            let session = session::Session::new(&mut self, library);
+            let start = Instant::now();
+            let session = session::Session::new(&mut self, library, &mut calls, number);
             let (error, scanned) = session.run().await;
             self.metrics.session.set(0);
             warn!(%error, "session with the driver ended");
-            if scanned {
+            if scanned && start.elapsed() >= STEADY {
                 // It worked for a while: a new session at once, and the devices
                 // keep their health until that fails too.
                 retry = retries();
-            } else {
-                self.no_driver(&OpenError::Failed(error));
-                sleep(retry.next().unwrap_or(LONGEST_RETRY)).await;
+                failures = 0;
+                continue;
             }
+            failures += 1;
+            if failures > 1 || !scanned {
+                self.no_driver(&OpenError::Failed(error));
+            }
+            sleep(retry.next().unwrap_or(LONGEST_RETRY)).await;
         }
     }
 

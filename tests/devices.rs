@@ -1,5 +1,7 @@
 //! The `devices` command.
 
+#![allow(clippy::expect_used, reason = "a test's helper ends the test")]
+
 mod common;
 
 use std::process::{Command, Output};

@@ -20,14 +20,18 @@ const RESCAN: Duration = Duration::from_secs(30);
 
 /// What a call is about, so that none is made twice at once.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-enum Key {
+pub(super) enum Key {
     Driver,
     Count,
     Read(u32),
     Probe(GpuUuid),
 }
 
-enum Answer {
+/// An answer, and the number of the session that asked: an answer to an earlier
+/// one says nothing of this.
+pub(super) type Numbered = (u64, Answer);
+
+pub(super) enum Answer {
     Driver(Result<(String, Result<DriverFiles, DriverError>), LibraryError>),
     Count(Result<u32, LibraryError>),
     Read(Reading),
@@ -43,7 +47,8 @@ struct Scan {
 pub(super) struct Session<'a> {
     monitor: &'a mut Monitor,
     library: Arc<dyn GpuLibrary>,
-    calls: Calls<Key, Answer>,
+    calls: &'a mut Calls<Key, Numbered>,
+    number: u64,
     events: Subscription,
     scan: Option<Scan>,
     /// When the last enumeration ended, and how many GPUs it counted.
@@ -53,11 +58,17 @@ pub(super) struct Session<'a> {
 }
 
 impl<'a> Session<'a> {
-    pub(super) fn new(monitor: &'a mut Monitor, library: Arc<dyn GpuLibrary>) -> Self {
+    pub(super) fn new(
+        monitor: &'a mut Monitor,
+        library: Arc<dyn GpuLibrary>,
+        calls: &'a mut Calls<Key, Numbered>,
+        number: u64,
+    ) -> Self {
         Self {
             monitor,
             library,
-            calls: Calls::new(DEADLINE),
+            calls,
+            number,
             events: Subscription::default(),
             scan: None,
             last_scan: None,
@@ -96,20 +107,22 @@ impl<'a> Session<'a> {
         if !self.driver_known || self.monitor.node.driver.is_err() {
             self.ask_driver();
         }
-        let library = self.library.clone();
-        self.calls
-            .start(Key::Count, move || Answer::Count(library.count()));
+        self.ask(Key::Count, |library| Answer::Count(library.count()));
         self.probe_all();
         // Device nodes come and go without a word from the library.
         self.monitor.publish();
     }
 
+    /// Asks the library on a thread of its own, unless the same is asked already.
+    fn ask(&mut self, key: Key, question: impl FnOnce(&dyn GpuLibrary) -> Answer + Send + 'static) {
+        let (library, number) = (self.library.clone(), self.number);
+        self.calls
+            .start(key, move || (number, question(library.as_ref())));
+    }
+
     fn ask_driver(&mut self) {
-        let (library, root) = (
-            self.library.clone(),
-            self.monitor.config.paths.driver_root.clone(),
-        );
-        self.calls.start(Key::Driver, move || {
+        let root = self.monitor.config.paths.driver_root.clone();
+        self.ask(Key::Driver, move |library| {
             Answer::Driver(library.driver_version().map(|version| {
                 let files = DriverFiles::find(&root, &version);
                 (version, files)
@@ -125,15 +138,19 @@ impl<'a> Session<'a> {
     }
 
     fn probe(&mut self, uuid: GpuUuid) {
-        let (library, gpu) = (self.library.clone(), uuid.clone());
-        self.calls
-            .start(Key::Probe(uuid), move || Answer::Probe(library.probe(&gpu)));
+        let gpu = uuid.clone();
+        self.ask(Key::Probe(uuid), move |library| {
+            Answer::Probe(library.probe(&gpu))
+        });
     }
 
     /// Takes in what became of a call. An error ends the session.
-    fn came_back(&mut self, outcome: Outcome<Key, Answer>) -> Option<LibraryError> {
+    fn came_back(&mut self, outcome: Outcome<Key, Numbered>) -> Option<LibraryError> {
         match outcome {
-            Outcome::Returned(key, answer) => return self.answered(&key, answer),
+            Outcome::Returned(key, (number, answer)) if number == self.number => {
+                return self.answered(&key, answer);
+            }
+            Outcome::Returned(..) => {}
             Outcome::Overdue(key) => self.overdue(&key),
             Outcome::Panicked(key) => warn!(?key, "a call of the GPU library panicked"),
         }
@@ -179,9 +196,9 @@ impl<'a> Session<'a> {
             readings: Vec::new(),
         });
         for index in 0..count {
-            let library = self.library.clone();
-            self.calls
-                .start(Key::Read(index), move || Answer::Read(library.read(index)));
+            self.ask(Key::Read(index), move |library| {
+                Answer::Read(library.read(index))
+            });
         }
     }
 

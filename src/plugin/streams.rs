@@ -68,7 +68,7 @@ impl Changes {
     /// Waits for a change since the last look. Cancel safe.
     pub async fn changed(&mut self) {
         if self.0.changed().await.is_err() {
-            std::future::pending().await
+            std::future::pending::<()>().await;
         }
     }
 }
@@ -102,46 +102,29 @@ impl Drop for Ticket {
 
 #[cfg(test)]
 mod tests {
+    use std::pin::pin;
+    use std::task::{Context, Waker};
+
     use super::*;
+
+    fn is_pending(future: impl Future<Output = ()>) -> bool {
+        pin!(future)
+            .poll(&mut Context::from_waker(Waker::noop()))
+            .is_pending()
+    }
 
     #[tokio::test]
     async fn a_stream_is_told_to_end_and_a_later_one_is_not() {
         let streams = Streams::default();
         let first = streams.open();
+        assert!(is_pending(first.told_to_end()));
         streams.end_all();
         let second = streams.open();
         first.told_to_end().await;
-        let mut told = tokio_test_pending(second.told_to_end());
-        assert!(told.as_mut().now_or_never_is_none());
-        assert_eq!(
-            streams.now(),
-            machine::Streams {
-                opened: 2,
-                open: vec![0, 1]
-            }
-        );
+        assert!(is_pending(second.told_to_end()));
+        let now = |open| machine::Streams { opened: 2, open };
+        assert_eq!(streams.now(), now(vec![0, 1]));
         drop(first);
-        assert_eq!(
-            streams.now(),
-            machine::Streams {
-                opened: 2,
-                open: vec![1]
-            }
-        );
-    }
-
-    trait NowOrNever {
-        fn now_or_never_is_none(self) -> bool;
-    }
-
-    impl<F: Future<Output = ()>> NowOrNever for std::pin::Pin<&mut F> {
-        fn now_or_never_is_none(self) -> bool {
-            let mut context = std::task::Context::from_waker(std::task::Waker::noop());
-            self.poll(&mut context).is_pending()
-        }
-    }
-
-    fn tokio_test_pending<F: Future>(future: F) -> std::pin::Pin<Box<F>> {
-        Box::pin(future)
+        assert_eq!(streams.now(), now(vec![1]));
     }
 }

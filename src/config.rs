@@ -1,5 +1,6 @@
 //! The effective configuration.
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -35,4 +36,35 @@ pub struct HostPaths {
     pub sysfs: PathBuf,
     /// Where procfs is mounted.
     pub procfs: PathBuf,
+}
+
+/// On one line, as flags: what would make the same of another process.
+impl fmt::Display for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let HostPaths {
+            device_plugin_dir,
+            nvml_library,
+            driver_root,
+            dev_root,
+            ..
+        } = &self.paths;
+        write!(
+            f,
+            "--device-plugin-dir={} --driver-root={} --driver-root-ctr-path={} --dev-root={} ",
+            device_plugin_dir.display(),
+            driver_root.host().display(),
+            driver_root.here().display(),
+            dev_root.host().display(),
+        )?;
+        if let Some(library) = nvml_library {
+            write!(f, "--nvml-library={} ", library.display())?;
+        }
+        write!(
+            f,
+            "--resource-name={} --http-listen={} --health-poll-interval={}ms",
+            self.resource_name,
+            self.http_listen,
+            self.poll_interval.as_millis(),
+        )
+    }
 }

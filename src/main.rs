@@ -85,7 +85,7 @@ async fn run(config: Config) -> anyhow::Result<ExitCode> {
     // First of all, so that no signal ends the process before it could clean up.
     let mut terminations = Terminations::listen()?;
     let mut hangups = hangups()?;
-    info!(version = env!("CARGO_PKG_VERSION"), ?config, "starting");
+    info!(version = env!("CARGO_PKG_VERSION"), %config, "starting");
     let open = nvml_opener(&config);
     let mut app = App::start(config, open).await?;
     info!(address = %app.http_address, "serving /livez, /readyz and /metrics");

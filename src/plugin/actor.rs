@@ -294,6 +294,9 @@ impl Actor {
             return;
         }
         let state = phase.as_str();
+        if self.phase == Some(Phase::Registered) {
+            info!(resource, state, "not registered any more");
+        }
         match phase {
             Phase::Registered => info!(resource, state, "registered with the kubelet"),
             Phase::Contended | Phase::Yielding => warn!(resource, state, "{}", self.explain(phase)),
@@ -315,7 +318,7 @@ impl Actor {
 
     /// What is missing, and what would help.
     fn explain(&self, phase: Phase) -> String {
-        let because = self.last_error.as_deref().unwrap_or("its stream ended");
+        let because = |otherwise| self.last_error.as_deref().unwrap_or(otherwise);
         let others = || -> String {
             let names: Vec<_> = self
                 .rivals
@@ -333,13 +336,14 @@ impl Actor {
                 "{} does not exist; waiting for a kubelet",
                 self.kubelet_socket.display()
             ),
+            Phase::Binding => because("binding the socket").into(),
             Phase::EndingStreams => "ending old streams".into(),
             Phase::Registering => "registering".into(),
             Phase::AwaitingStream => {
                 "registered; the kubelet has not asked for the list yet".into()
             }
             Phase::Registered => "registered".into(),
-            Phase::BackingOff => format!("not registered: {because}"),
+            Phase::BackingOff => because("the kubelet ended the stream").into(),
             Phase::Contended => format!(
                 "the kubelet keeps ending our stream: another plugin seems to register {} too (live sockets: {}); remove one of the two",
                 self.service.resource,

@@ -114,6 +114,8 @@ pub enum Action {
 pub enum Phase {
     /// The kubelet's folder is not there.
     NoFolder,
+    /// Our socket is being bound.
+    Binding,
     /// There is no `kubelet.sock`.
     NoKubelet,
     /// Old streams are ending.
@@ -134,8 +136,9 @@ pub enum Phase {
 
 impl Phase {
     /// Every phase.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::NoFolder,
+        Self::Binding,
         Self::NoKubelet,
         Self::EndingStreams,
         Self::Registering,
@@ -150,6 +153,7 @@ impl Phase {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::NoFolder => "no_folder",
+            Self::Binding => "binding",
             Self::NoKubelet => "no_kubelet",
             Self::EndingStreams => "ending_streams",
             Self::Registering => "registering",
@@ -364,10 +368,10 @@ impl Machine {
         }
         if self.bound.is_none() || seen.endpoint != self.bound {
             if seen.now < self.bind_at {
-                return wait(Some(self.bind_at), Phase::BackingOff);
+                return wait(Some(self.bind_at), Phase::Binding);
             }
             self.bound = None;
-            return act(Action::Bind, Phase::BackingOff);
+            return act(Action::Bind, Phase::Binding);
         }
         let Some(kubelet) = seen.kubelet else {
             self.link = Link::Down;

@@ -124,7 +124,7 @@ enum Commands {
         #[arg(
             long,
             short,
-            env = "OUTPUT",
+            env = "DEVICES_OUTPUT",
             value_name = "FORM",
             default_value = "table"
         )]
@@ -203,8 +203,8 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Invocation
     }
 }
 
-/// clap stops at the first argument that it does not know: note it, take it
-/// out, and read again. None: what is wrong leaves nothing to check.
+/// clap stops at the first argument that it cannot take: note it, take it out,
+/// and read again. None: what is wrong leaves nothing to check.
 fn read(
     mut arguments: Vec<OsString>,
     errors: &mut UsageErrors,
@@ -221,16 +221,13 @@ fn read(
             return Err(Stop::Help(error.to_string()));
         }
         errors.0.push(first_sentence(&error));
-        let unknown = match error.get(ContextKind::InvalidArg) {
-            Some(ContextValue::String(flag)) => Some(flag.clone()),
-            _ => match error.get(ContextKind::InvalidSubcommand) {
-                Some(ContextValue::String(command)) => Some(command.clone()),
+        let wrong = [ContextKind::InvalidArg, ContextKind::InvalidSubcommand]
+            .into_iter()
+            .find_map(|kind| match error.get(kind) {
+                Some(ContextValue::String(text)) => text.split_whitespace().next(),
                 _ => None,
-            },
-        };
-        let known = error.kind() != ErrorKind::UnknownArgument
-            && error.kind() != ErrorKind::InvalidSubcommand;
-        if known || !unknown.is_some_and(|unknown| take_out(&mut arguments, &unknown)) {
+            });
+        if !wrong.is_some_and(|wrong| take_out(&mut arguments, wrong)) {
             return Ok(None);
         }
     }
@@ -238,17 +235,17 @@ fn read(
 
 /// Takes out an argument with the value that belongs to it, as far as can be
 /// told of a flag that is not known.
-fn take_out(arguments: &mut Vec<OsString>, unknown: &str) -> bool {
-    let with_value = format!("{unknown}=");
+fn take_out(arguments: &mut Vec<OsString>, wrong: &str) -> bool {
+    let with_value = format!("{wrong}=");
     let found = arguments.iter().skip(1).position(|argument| {
         let argument = argument.to_string_lossy();
-        argument == unknown || argument.starts_with(&with_value)
+        argument == wrong || argument.starts_with(&with_value)
     });
     let Some(place) = found.map(|place| place + 1) else {
         return false;
     };
     let removed = arguments.remove(place);
-    let takes_next = unknown.starts_with('-') && !removed.to_string_lossy().contains('=');
+    let takes_next = wrong.starts_with('-') && !removed.to_string_lossy().contains('=');
     let is_value = |next: &OsString| !next.to_string_lossy().starts_with('-') && next != "devices";
     if takes_next && arguments.get(place).is_some_and(is_value) {
         arguments.remove(place);
@@ -582,10 +579,12 @@ mod tests {
             "xml",
             "--resource-name",
             "gpu",
+            "--nvml-library",
         ]);
         let expected = [
             "unexpected argument '--frobnicate' found",
             "unexpected argument '--dev-rot' found; a similar argument exists: '--dev-root'",
+            "a value is required for '--nvml-library <FILE>' but none was supplied",
             "--output: \"xml\" is not table or json",
             "--log-level: \"loud\" is not error, warn, info, debug or trace",
             "--resource-name: \"gpu\" has no domain, as nvidia.com/gpu has",

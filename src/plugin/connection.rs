@@ -9,17 +9,30 @@ use tokio::net::UnixStream;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::transport::server::{Connected, UdsConnectInfo};
 
+use super::streams::Accepted;
+
 /// A Unix stream that fails when a token is cancelled: the server has a task
 /// for each connection, which ends with its connection and not with the server.
 pub(super) struct Connection {
     stream: UnixStream,
+    accepted: Accepted,
     cut: Pin<Box<WaitForCancellationFutureOwned>>,
 }
 
+/// What a handler learns of the connection that it is called on.
+#[derive(Clone, Debug)]
+pub(super) struct ConnectionInfo {
+    /// Tells it from every other.
+    pub(super) number: u64,
+    /// Who is at the other end.
+    pub(super) peer: UdsConnectInfo,
+}
+
 impl Connection {
-    pub(super) fn new(stream: UnixStream, cut: CancellationToken) -> Self {
+    pub(super) fn new(stream: UnixStream, accepted: Accepted, cut: CancellationToken) -> Self {
         Self {
             stream,
+            accepted,
             cut: Box::pin(cut.cancelled_owned()),
         }
     }
@@ -32,10 +45,14 @@ impl Connection {
 }
 
 impl Connected for Connection {
-    type ConnectInfo = UdsConnectInfo;
+    type ConnectInfo = ConnectionInfo;
 
-    fn connect_info(&self) -> UdsConnectInfo {
-        self.stream.connect_info()
+    fn connect_info(&self) -> ConnectionInfo {
+        let number = self.accepted.number();
+        ConnectionInfo {
+            number,
+            peer: self.stream.connect_info(),
+        }
     }
 }
 

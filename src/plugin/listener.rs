@@ -60,14 +60,18 @@ impl Listener {
         let id = SocketId::at(&path).ok_or(io::ErrorKind::NotFound)?;
         let stop = CancellationToken::new();
         let stopped = stop.clone().cancelled_owned();
+        let streams = service.streams.clone();
         let layer = RpcLayer::new(service.resource.clone(), service.metrics.clone());
         let router = Server::builder()
             .layer(layer)
             .add_service(DevicePluginServer::new(service));
         let cut = CancellationToken::new();
-        let cutter = cut.clone();
-        let incoming = UnixListenerStream::new(listener)
-            .map(move |stream| stream.map(|stream| Connection::new(stream, cutter.clone())));
+        let incoming = UnixListenerStream::new(listener).map({
+            let cut = cut.clone();
+            move |stream| {
+                Ok::<_, io::Error>(Connection::new(stream?, streams.accept(), cut.clone()))
+            }
+        });
         let server = tokio::spawn(async move {
             if let Err(error) = router.serve_with_incoming_shutdown(incoming, stopped).await {
                 warn!(%error, "server ended");

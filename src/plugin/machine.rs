@@ -25,6 +25,10 @@ const STREAM_DEADLINE: Duration = Duration::from_secs(10);
 /// How long streams have to end when they are told to, before their
 /// connections are cut.
 const END_DEADLINE: Duration = Duration::from_millis(200);
+/// How long a kubelet has for closing the connection of a stream that ended.
+/// It does so once it has forgotten the registration, so that is the sign that
+/// a new one will not be forgotten in its place.
+const LINGER_DEADLINE: Duration = Duration::from_millis(100);
 /// A registration whose stream lasted this long was a good one.
 const GOOD: Duration = Duration::from_secs(30);
 /// When to look again for a folder that is not there.
@@ -51,6 +55,8 @@ pub struct Streams {
     pub opened: u64,
     /// The numbers of those that are open.
     pub open: Vec<u64>,
+    /// How many open connections have carried one.
+    pub carriers: usize,
 }
 
 /// What a registration came to.
@@ -403,16 +409,29 @@ impl Machine {
 
     /// No stream of an earlier registration may outlive it into the next.
     fn end_streams(&mut self, seen: &Observation) -> Option<Step> {
-        if seen.streams.open.is_empty() {
+        let Streams { open, carriers, .. } = &seen.streams;
+        if open.is_empty() && *carriers == 0 {
             self.link = Link::Down;
             return None;
         }
-        let Link::Ending { since } = self.link else {
-            self.link = Link::Ending { since: seen.now };
-            return Some(act(Action::EndStreams, Phase::EndingStreams));
+        let since = match self.link {
+            Link::Ending { since } => since,
+            _ => {
+                self.link = Link::Ending { since: seen.now };
+                if !open.is_empty() {
+                    return Some(act(Action::EndStreams, Phase::EndingStreams));
+                }
+                seen.now
+            }
         };
-        if seen.now < since + END_DEADLINE {
-            return Some(wait(Some(since + END_DEADLINE), Phase::EndingStreams));
+        if open.is_empty() {
+            let deadline = since + LINGER_DEADLINE;
+            // Whoever keeps a connection without a stream may keep it.
+            return (seen.now < deadline).then(|| wait(Some(deadline), Phase::EndingStreams));
+        }
+        let deadline = since + END_DEADLINE;
+        if seen.now < deadline {
+            return Some(wait(Some(deadline), Phase::EndingStreams));
         }
         // A peer that does not read keeps its stream: cut the connection.
         self.link = Link::Ending { since: seen.now };

@@ -6,10 +6,10 @@ use std::task::{Context, Poll};
 
 use tokio::sync::{mpsc, watch};
 use tokio_stream::Stream;
-use tonic::transport::server::UdsConnectInfo;
 use tonic::{Request, Response, Status};
 use tracing::info;
 
+use super::connection::ConnectionInfo;
 use super::streams::{Streams, Ticket};
 use crate::allocate::response;
 use crate::api::v1beta1::device_plugin_server::DevicePlugin;
@@ -46,16 +46,16 @@ impl DevicePlugin for Service {
     }
 
     async fn list_and_watch(&self, request: Request<Empty>) -> Result<Response<Lists>, Status> {
-        let peer = request
-            .extensions()
-            .get::<UdsConnectInfo>()
-            .and_then(|info| info.peer_cred);
+        let connection = request.extensions().get::<ConnectionInfo>();
+        let peer = connection.and_then(|connection| connection.peer.peer_cred);
         let (uid, pid) = (
             peer.map(|peer| peer.uid()),
             peer.and_then(|peer| peer.pid()),
         );
         info!(resource = self.resource, uid, pid, "list stream opened");
-        let ticket = self.streams.open();
+        let ticket = self
+            .streams
+            .open(connection.map(|connection| connection.number));
         let (lists, receiver) = mpsc::channel(1);
         tokio::spawn(send_lists(
             self.devices.clone(),

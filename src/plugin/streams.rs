@@ -1,6 +1,6 @@
 //! The ListAndWatch streams that are open on our socket.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use tokio::sync::watch;
@@ -13,6 +13,10 @@ struct State {
     open: BTreeSet<u64>,
     /// Streams with a number below this are to end.
     end_below: u64,
+    /// How many connections were ever accepted.
+    accepted: u64,
+    /// The open connections, and whether each has carried a stream.
+    connections: BTreeMap<u64, bool>,
 }
 
 /// Counts streams, and ends them. Cheap to clone; all clones are one.
@@ -26,10 +30,27 @@ impl Default for Streams {
 }
 
 impl Streams {
-    /// Opens a stream: open until the ticket is dropped.
-    pub fn open(&self) -> Ticket {
+    /// Takes note of a connection: open until what is returned is dropped.
+    pub fn accept(&self) -> Accepted {
         let mut number = 0;
         self.0.send_modify(|state| {
+            number = state.accepted;
+            state.accepted += 1;
+            state.connections.insert(number, false);
+        });
+        let streams = self.clone();
+        Accepted { number, streams }
+    }
+
+    /// Opens a stream, on the connection with this number where that is known:
+    /// open until the ticket is dropped.
+    pub fn open(&self, connection: Option<u64>) -> Ticket {
+        let mut number = 0;
+        self.0.send_modify(|state| {
+            let carrier = connection.and_then(|number| state.connections.get_mut(&number));
+            if let Some(carries) = carrier {
+                *carries = true;
+            }
             number = state.opened;
             state.opened += 1;
             state.open.insert(number);
@@ -51,6 +72,11 @@ impl Streams {
         machine::Streams {
             opened: state.opened,
             open: state.open.iter().copied().collect(),
+            carriers: state
+                .connections
+                .values()
+                .filter(|carries| **carries)
+                .count(),
         }
     }
 
@@ -70,6 +96,28 @@ impl Changes {
         if self.0.changed().await.is_err() {
             std::future::pending::<()>().await;
         }
+    }
+}
+
+/// An open connection.
+#[derive(Debug)]
+pub struct Accepted {
+    number: u64,
+    streams: Streams,
+}
+
+impl Accepted {
+    /// Tells it from every other.
+    pub fn number(&self) -> u64 {
+        self.number
+    }
+}
+
+impl Drop for Accepted {
+    fn drop(&mut self) {
+        self.streams.0.send_modify(|state| {
+            state.connections.remove(&self.number);
+        });
     }
 }
 
@@ -116,15 +164,22 @@ mod tests {
     #[tokio::test]
     async fn a_stream_is_told_to_end_and_a_later_one_is_not() {
         let streams = Streams::default();
-        let first = streams.open();
+        let connection = streams.accept();
+        let first = streams.open(Some(connection.number()));
         assert!(is_pending(first.told_to_end()));
         streams.end_all();
-        let second = streams.open();
+        let second = streams.open(None);
         first.told_to_end().await;
         assert!(is_pending(second.told_to_end()));
-        let now = |open| machine::Streams { opened: 2, open };
-        assert_eq!(streams.now(), now(vec![0, 1]));
+        let now = |open, carriers| machine::Streams {
+            opened: 2,
+            open,
+            carriers,
+        };
+        assert_eq!(streams.now(), now(vec![0, 1], 1));
         drop(first);
-        assert_eq!(streams.now(), now(vec![1]));
+        assert_eq!(streams.now(), now(vec![1], 1));
+        drop(connection);
+        assert_eq!(streams.now(), now(vec![1], 0));
     }
 }

@@ -52,12 +52,13 @@ enum Event {
     StreamOpens,
     StreamEnds,
     ToldStreamsEnd,
+    CarrierCloses,
     RivalComes,
     RivalGoes,
     TimePasses,
 }
 
-const EVENTS: [Event; 16] = [
+const EVENTS: [Event; 17] = [
     Event::KubeletStarts,
     Event::KubeletBindsOnly,
     Event::KubeletListens,
@@ -71,6 +72,7 @@ const EVENTS: [Event; 16] = [
     Event::StreamOpens,
     Event::StreamEnds,
     Event::ToldStreamsEnd,
+    Event::CarrierCloses,
     Event::RivalComes,
     Event::RivalGoes,
     Event::TimePasses,
@@ -85,6 +87,7 @@ impl World {
     /// Every connection of the kubelet breaks.
     fn connections_break(&mut self) {
         self.streams.open.clear();
+        self.streams.carriers = 0;
         self.owes_stream = false;
         if self.in_flight.take().is_some() {
             self.outcome = Some(Outcome::Registration(Registration::Failed));
@@ -128,6 +131,7 @@ impl World {
                 self.owes_stream = false;
                 self.streams.open.push(self.streams.opened);
                 self.streams.opened += 1;
+                self.streams.carriers += 1;
             }
             Event::StreamEnds if !self.streams.open.is_empty() => {
                 self.streams.open.remove(0);
@@ -135,6 +139,9 @@ impl World {
             Event::ToldStreamsEnd if self.ending => {
                 self.ending = false;
                 self.streams.open.clear();
+            }
+            Event::CarrierCloses if self.streams.carriers > self.streams.open.len() => {
+                self.streams.carriers = self.streams.open.len();
             }
             Event::RivalComes if !self.newer_rival => self.newer_rival = true,
             Event::RivalGoes if self.newer_rival => self.newer_rival = false,
@@ -268,6 +275,7 @@ fn key(machine: &Machine, world: &World) -> Vec<u64> {
         u64::from(world.ending),
         u64::from(world.owes_stream),
         u64::from(world.newer_rival),
+        world.streams.carriers as u64,
     ];
     key.extend(link);
     key.extend(world.streams.open.iter().map(|number| stream(*number)));
@@ -290,6 +298,7 @@ fn turn_kind(machine: &mut Machine, world: &mut World, restart: bool) -> Duratio
         }
         let done = [
             Event::ToldStreamsEnd,
+            Event::CarrierCloses,
             Event::RegisterAccepted,
             Event::StreamOpens,
         ]
@@ -415,6 +424,7 @@ fn a_kubelet_that_keeps_ending_streams_is_not_fought() {
     assert!(pauses.is_sorted(), "{pauses:?}");
     assert!(pauses[10] > Duration::from_secs(30), "{pauses:?}");
     world.happen(Event::StreamEnds, None);
+    world.happen(Event::CarrierCloses, None);
     assert_eq!(settle(&mut machine, &mut world).phase, Phase::Contended);
     // A new kubelet is met without a grudge.
     assert!(turn_kind(&mut machine, &mut world, true) <= PROMISE);
@@ -454,11 +464,25 @@ fn a_stream_that_does_not_end_has_its_connection_cut() {
 }
 
 #[test]
+fn a_kubelet_that_has_not_let_go_of_the_old_connection_is_given_time() {
+    let (mut machine, mut world) = registered();
+    world.happen(Event::StreamEnds, None);
+    let step = settle(&mut machine, &mut world);
+    assert_eq!(step.phase, Phase::EndingStreams);
+    // It never closes it: that is no reason never to register again.
+    let start = world.now;
+    assert!(world.happen(Event::TimePasses, step.wake));
+    assert_eq!(settle(&mut machine, &mut world).phase, Phase::Registering);
+    assert_eq!(world.now - start, LINGER_DEADLINE);
+}
+
+#[test]
 fn retries_are_spread_and_never_late() {
     let pauses: HashSet<_> = (0..=u8::MAX)
         .map(|jitter| {
             let (mut machine, mut world) = registered();
             world.happen(Event::StreamEnds, None);
+            world.happen(Event::CarrierCloses, None);
             let seen = Observation {
                 jitter,
                 ..world.observation()

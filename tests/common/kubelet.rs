@@ -28,7 +28,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use gpu_device_plugin::api::v1beta1::device_plugin_client::DevicePluginClient;
 use gpu_device_plugin::api::v1beta1::{Device, Empty, ListAndWatchResponse};
@@ -161,7 +161,7 @@ impl KubeletPeer {
         life.end();
         socket.abandon().await;
         life.connections.wait_until_none().await;
-        self.shared.journal.record(Event::Stopped);
+        self.shared.journal.record(Instant::now(), Event::Stopped);
     }
 
     /// Stops and starts.

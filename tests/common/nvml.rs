@@ -8,7 +8,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use tempfile::TempDir;
 
@@ -38,6 +38,7 @@ pub struct SimulatedNode {
 struct Node {
     state: State,
     written: SystemTime,
+    replaced: Instant,
 }
 
 impl SimulatedNode {
@@ -59,6 +60,7 @@ impl SimulatedNode {
             node: Mutex::new(Node {
                 state,
                 written: SystemTime::UNIX_EPOCH,
+                replaced: Instant::now(),
             }),
             root,
         };
@@ -112,6 +114,12 @@ impl SimulatedNode {
     pub fn write_state_file(&self, text: &str) {
         let mut node = self.lock();
         node.replace(&self.root, &self.state_file(), text);
+    }
+
+    /// When the library could first see the last change: the files beside the
+    /// state file may have taken their time before.
+    pub fn changed_at(&self) -> Instant {
+        self.lock().replaced
     }
 
     /// What the state is.
@@ -369,6 +377,7 @@ impl Node {
         file.write_all(text.as_bytes()).expect("write the state");
         self.written = SystemTime::now().max(self.written + Duration::from_millis(1));
         file.set_modified(self.written).expect("set the time");
+        self.replaced = Instant::now();
         fs::rename(new, path).expect("replace the state file");
     }
 }

@@ -86,7 +86,7 @@ pub enum Event {
     },
 }
 
-/// An event and its time.
+/// An event and its time: a list's is that of its arrival.
 #[derive(Debug, Clone)]
 pub struct Record {
     pub at: Instant,
@@ -177,11 +177,8 @@ impl Journal {
         }
     }
 
-    pub(super) fn record(&self, event: Event) {
-        lock(&self.records).push(Record {
-            at: Instant::now(),
-            event,
-        });
+    pub(super) fn record(&self, at: Instant, event: Event) {
+        lock(&self.records).push(Record { at, event });
         self.ring();
     }
 

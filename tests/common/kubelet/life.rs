@@ -114,8 +114,12 @@ impl Life {
 
     /// Records an event, unless the dead kubelet could not have seen it.
     pub(super) fn emit(&self, event: Event) {
+        self.emit_at(Instant::now(), event);
+    }
+
+    fn emit_at(&self, at: Instant, event: Event) {
         if !self.is_over() {
-            self.shared.journal.record(event);
+            self.shared.journal.record(at, event);
         }
     }
 
@@ -144,6 +148,8 @@ impl Life {
         devices: Vec<Device>,
         previous: Option<&[Device]>,
     ) {
+        // What follows waits for the disk, and is told of only then.
+        let arrival = Instant::now();
         let resource = client.resource.as_str();
         let mut manager = self.manager();
         if self.is_over() {
@@ -155,12 +161,12 @@ impl Life {
         manager.receive(resource, &devices);
         self.write_checkpoint(&manager);
         drop(manager);
-        let resource = resource.to_owned();
-        self.emit(Event::ListReceived {
-            resource,
+        let received = Event::ListReceived {
+            resource: resource.to_owned(),
             client: client.id,
             devices,
-        });
+        };
+        self.emit_at(arrival, received);
     }
 
     /// GetCapacity, for one resource. Like the kubelet's, it forgets endpoints

@@ -1,0 +1,344 @@
+//! This machine: what the test needs of it, and how it is left as it was.
+
+use std::collections::BTreeSet;
+use std::env;
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// The kubelet's folder for device plugins, which no flag of it moves.
+pub const DEVICE_PLUGINS: &str = "/var/lib/kubelet/device-plugins";
+
+/// Begins the name of each temporary folder.
+pub const PREFIX: &str = "gpu-device-plugin-e2e-";
+
+/// The kubelet binary to test against, or what is missing.
+pub fn kubelet() -> Result<PathBuf, String> {
+    let kubelet = env::var_os("KUBELET").ok_or("KUBELET is not set")?;
+    let kubelet = PathBuf::from(kubelet);
+    if !kubelet.is_file() {
+        return Err(format!("{} is no file", kubelet.display()));
+    }
+    if fs::metadata("/proc/self").map_or(1, |process| process.uid()) != 0 {
+        return Err("not root".into());
+    }
+    for program in ["containerd", "ctr", "runc"] {
+        if on_path(program).is_none() {
+            return Err(format!("no {program} on PATH"));
+        }
+    }
+    Ok(kubelet)
+}
+
+/// The first program of this name.
+pub fn on_path(program: &str) -> Option<PathBuf> {
+    let path = env::var_os("PATH")?;
+    let mut places = env::split_paths(&path).map(|folder| folder.join(program));
+    places.find(|place| place.is_file())
+}
+
+/// The command's standard output; its failure is the test's.
+pub fn output(command: &mut Command) -> String {
+    match try_output(command) {
+        Ok(output) => output,
+        Err(error) => panic!("{error}"),
+    }
+}
+
+/// The command's standard output, or all that it said.
+pub fn try_output(command: &mut Command) -> Result<String, String> {
+    let done = command.stdin(Stdio::null()).output();
+    let done = done.map_err(|error| format!("{command:?}: {error}"))?;
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
+    if done.status.success() {
+        return Ok(text(&done.stdout));
+    }
+    let said = text(&[done.stdout, done.stderr].concat());
+    Err(format!("{command:?}: {}: {said}", done.status))
+}
+
+/// Sends a signal by its name to a process that this test owns.
+pub fn signal(pid: u32, signal: &str) {
+    // A process that has just ended is as good as one that is told to.
+    drop(try_output(Command::new("kill").args([
+        "-s",
+        signal,
+        &pid.to_string(),
+    ])));
+}
+
+/// Waits without a runtime; for the cleaning up, which must not panic.
+pub fn holds_within(limit: Duration, mut condition: impl FnMut() -> bool) -> bool {
+    let deadline = Instant::now() + limit;
+    while !condition() {
+        if Instant::now() > deadline {
+            return false;
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+    true
+}
+
+/// What a kubelet and a container runtime change outside their own folders.
+#[derive(Debug)]
+pub struct Before {
+    settings: Vec<(&'static str, String)>,
+    folders: BTreeSet<PathBuf>,
+}
+
+/// What a kubelet sets of the kernel (pkg/kubelet/cm/container_manager_linux.go).
+const SETTINGS: [&str; 6] = [
+    "/proc/sys/vm/overcommit_memory",
+    "/proc/sys/vm/panic_on_oom",
+    "/proc/sys/kernel/panic",
+    "/proc/sys/kernel/panic_on_oops",
+    "/proc/sys/kernel/keys/root_maxkeys",
+    "/proc/sys/kernel/keys/root_maxbytes",
+];
+
+/// Folders that they make, the inner ones first.
+const FOLDERS: [&str; 8] = [
+    DEVICE_PLUGINS,
+    "/var/lib/kubelet",
+    "/var/log/containers",
+    "/run/containerd/runc/k8s.io",
+    "/run/containerd/runc",
+    "/run/containerd/s",
+    "/run/containerd/fifo",
+    "/run/containerd",
+];
+
+impl Before {
+    /// Looks.
+    pub fn look() -> Self {
+        let settings = SETTINGS.into_iter().filter_map(|file| {
+            let value = fs::read_to_string(file).ok()?;
+            Some((file, value))
+        });
+        let folders = FOLDERS.iter().map(PathBuf::from).chain(pod_cgroups());
+        Self {
+            settings: settings.collect(),
+            folders: folders.filter(|folder| folder.exists()).collect(),
+        }
+    }
+
+    /// Puts things back, as far as they can be.
+    pub fn restore(&self) {
+        for (file, value) in &self.settings {
+            if fs::read_to_string(file).is_ok_and(|now| now != *value) {
+                tell(fs::write(file, value), file);
+            }
+        }
+        forget_plugins();
+        for cgroup in pod_cgroups() {
+            if !self.folders.contains(&cgroup) {
+                remove_cgroup(&cgroup);
+            }
+        }
+        for folder in FOLDERS {
+            if !self.folders.contains(Path::new(folder)) {
+                // One that is not empty is somebody's by now.
+                drop(fs::remove_dir(folder));
+            }
+        }
+    }
+}
+
+/// Two kubelets cannot share the folder of device plugins.
+pub fn refuse_second_kubelet() {
+    let socket = Path::new(DEVICE_PLUGINS).join("kubelet.sock");
+    assert!(
+        UnixStream::connect(&socket).is_err(),
+        "a kubelet runs on this machine already: {} accepts",
+        socket.display()
+    );
+}
+
+/// Removes what a kubelet remembers of device plugins, and the sockets of both.
+pub fn forget_plugins() {
+    for file in fs::read_dir(DEVICE_PLUGINS).into_iter().flatten().flatten() {
+        let name = file.file_name();
+        let name = name.to_string_lossy();
+        if name.starts_with("kubelet") || name.starts_with("gpu-device-plugin") {
+            drop(fs::remove_file(file.path()));
+        }
+    }
+}
+
+fn tell(result: io::Result<()>, what: &str) {
+    if let Err(error) = result {
+        println!("cannot restore {what}: {error}");
+    }
+}
+
+/// The pods' control groups, in every hierarchy.
+fn pod_cgroups() -> Vec<PathBuf> {
+    let hierarchies = fs::read_dir("/sys/fs/cgroup").into_iter().flatten();
+    let hierarchies = hierarchies.flatten().map(|entry| entry.path());
+    [PathBuf::from("/sys/fs/cgroup")]
+        .into_iter()
+        .chain(hierarchies)
+        .map(|hierarchy| hierarchy.join("kubepods"))
+        .filter(|cgroup| cgroup.is_dir())
+        .collect()
+}
+
+fn remove_cgroup(cgroup: &Path) {
+    for entry in fs::read_dir(cgroup).into_iter().flatten().flatten() {
+        if entry.path().is_dir() {
+            remove_cgroup(&entry.path());
+        }
+    }
+    drop(fs::remove_dir(cgroup));
+}
+
+/// Removes all that runs, is mounted or lies about because of the temporary
+/// folder, and tells what of it nobody should have left.
+pub fn sweep(folder: &Path) -> Vec<String> {
+    let mut left = Vec::new();
+    for (pid, command) in processes_of(folder) {
+        signal(pid, "KILL");
+        left.push(format!("process {pid}: {command}"));
+    }
+    let gone = holds_within(Duration::from_secs(10), || processes_of(folder).is_empty());
+    if !gone {
+        left.push("and some of them would not end".into());
+    }
+    for container in containers_of(folder) {
+        let id = container.file_name().unwrap_or_default();
+        left.push(format!("container {}", id.display()));
+        if let Ok(address) = fs::read_to_string(container.join("address")) {
+            drop(fs::remove_file(
+                address.trim().trim_start_matches("unix://"),
+            ));
+        }
+        let state = Path::new("/run/containerd/runc/k8s.io").join(id);
+        drop(fs::remove_dir_all(state));
+    }
+    for mount in mounts_below(folder) {
+        // The kubelet binds its root folder to itself and leaves it so.
+        if mount != folder.join("kubelet") {
+            left.push(format!("mount {}", mount.display()));
+        }
+        drop(try_output(Command::new("umount").arg("--lazy").arg(mount)));
+    }
+    // Links to the logs of containers, which the kubelet removes in its time.
+    for link in fs::read_dir("/var/log/containers").into_iter().flatten() {
+        let Ok(link) = link.map(|entry| entry.path()) else {
+            continue;
+        };
+        if fs::read_link(&link).is_ok_and(|target| target.starts_with(folder)) {
+            drop(fs::remove_file(link));
+        }
+    }
+    left
+}
+
+/// Sweeps up after runs that were killed. Only under the lock, which they held.
+pub fn sweep_dead_runs() {
+    for entry in fs::read_dir(env::temp_dir())
+        .into_iter()
+        .flatten()
+        .flatten()
+    {
+        if entry.file_name().to_string_lossy().starts_with(PREFIX) && entry.path().is_dir() {
+            println!(
+                "sweeping up after a run that was killed: {:?}",
+                entry.path()
+            );
+            for left in sweep(&entry.path()) {
+                println!("  {left}");
+            }
+            tell(fs::remove_dir_all(entry.path()), "the temporary folder");
+            forget_plugins();
+            pod_cgroups()
+                .iter()
+                .for_each(|cgroup| remove_cgroup(cgroup));
+        }
+    }
+}
+
+/// The programs that were started for the folder, by an argument that names a
+/// path in it, and all that they started.
+fn processes_of(folder: &Path) -> Vec<(u32, String)> {
+    let all: Vec<_> = processes().collect();
+    let folder = folder.to_string_lossy();
+    let programs = ["containerd", "kubelet", "gpu-device-plugin"];
+    let own = all.iter().filter(|process| {
+        let program = Path::new(process.arguments.first().map_or("", String::as_str));
+        let program = program.file_name().unwrap_or_default().to_string_lossy();
+        let mut arguments = process.arguments.iter();
+        programs.iter().any(|name| program.starts_with(name))
+            && arguments.any(|argument| argument.contains(&*folder))
+    });
+    let mut found: Vec<_> = own.collect();
+    let mut next = 0;
+    while let Some(parent) = found.get(next).map(|process| process.pid) {
+        let children = all.iter().filter(|process| process.parent == parent);
+        for child in children {
+            if !found.iter().any(|process| process.pid == child.pid) {
+                found.push(child);
+            }
+        }
+        next += 1;
+    }
+    let found = found.iter().rev();
+    found
+        .map(|process| (process.pid, process.arguments.join(" ")))
+        .collect()
+}
+
+struct Process {
+    pid: u32,
+    parent: u32,
+    arguments: Vec<String>,
+}
+
+/// Every process that has arguments: kernel threads and zombies have none.
+fn processes() -> impl Iterator<Item = Process> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries
+        .filter_map(|entry| {
+            let pid = entry.file_name().to_str()?.parse().ok()?;
+            let arguments = fs::read_to_string(entry.path().join("cmdline")).ok()?;
+            let status = fs::read_to_string(entry.path().join("status")).ok()?;
+            let parent = status
+                .lines()
+                .find_map(|line| line.strip_prefix("PPid:"))?
+                .trim()
+                .parse()
+                .ok()?;
+            let arguments = arguments.split_terminator('\0').map(str::to_owned);
+            Some(Process {
+                pid,
+                parent,
+                arguments: arguments.collect(),
+            })
+        })
+        .filter(|process: &Process| !process.arguments.is_empty())
+}
+
+/// Folders of the runtime's containers that were not deleted.
+fn containers_of(folder: &Path) -> Vec<PathBuf> {
+    let tasks = folder.join("state/io.containerd.runtime.v2.task/k8s.io");
+    let entries = fs::read_dir(tasks).into_iter().flatten().flatten();
+    entries.map(|entry| entry.path()).collect()
+}
+
+/// Mounts below the folder, the inner ones first.
+fn mounts_below(folder: &Path) -> Vec<PathBuf> {
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    let points = mounts.lines().filter_map(|line| line.split(' ').nth(1));
+    let mut below: Vec<_> = points
+        .map(PathBuf::from)
+        .filter(|point| point.starts_with(folder))
+        .collect();
+    below.sort();
+    below.reverse();
+    below
+}

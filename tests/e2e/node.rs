@@ -1,0 +1,310 @@
+//! A whole node: simulated GPUs, the plugin, a kubelet and a runtime.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io::{Write, stderr};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use super::host;
+use super::machine::{Machine, Turn};
+use super::pod::{self, Findings, Pod};
+use super::wait::{LONG, eventually};
+use crate::common::nvml::SimulatedNode;
+use crate::common::plugin::{PluginProcess, http_get};
+
+/// NVIDIA's character devices.
+const MAJOR: u32 = 195;
+
+/// The last line before the plugin is at rest.
+const REGISTERED: &str = "registered with the kubelet";
+
+/// Dropped in this order: the plugin ends before its kubelet.
+pub struct Node {
+    plugin: Option<PluginProcess>,
+    pub machine: Machine,
+    pub gpus: SimulatedNode,
+    driver_root: PathBuf,
+    uvm_major: u32,
+    began: Instant,
+}
+
+impl Node {
+    /// A node with so many GPUs, plugin and kubelet not started yet. None
+    /// where this machine lacks what it takes, which is said.
+    pub fn new(test: &str, gpus: usize) -> Option<Self> {
+        Self::with_driver(test, gpus, None)
+    }
+
+    /// The same with the files of a real driver, of this version.
+    pub fn with_driver(test: &str, gpus: usize, driver: Option<(PathBuf, &str)>) -> Option<Self> {
+        let kubelet = match host::kubelet() {
+            Ok(kubelet) => kubelet,
+            Err(missing) => {
+                skip(
+                    test,
+                    &format!(
+                        "e2e needs KUBELET=<path of a kubelet binary>, root, containerd and runc ({missing})"
+                    ),
+                );
+                return None;
+            }
+        };
+        let simulated = SimulatedNode::with(gpus, |state| {
+            if let Some((_, version)) = &driver {
+                (*version).clone_into(&mut state.driver_version);
+            }
+        });
+        install_program(&simulated.driver_root().join("usr/bin/nvidia-smi"));
+        let turn = Turn::wait();
+        println!("--- {test}");
+        let began = Instant::now();
+        let node = Self {
+            machine: Machine::new(kubelet, turn),
+            plugin: None,
+            driver_root: driver.map_or_else(|| simulated.driver_root(), |(root, _)| root),
+            gpus: simulated,
+            uvm_major: free_major(),
+            began,
+        };
+        node.make_device_nodes(gpus);
+        node.say("containerd runs and has the image");
+        Some(node)
+    }
+
+    /// A runtime passes on real device nodes only. No driver is behind these:
+    /// who may open one gets ENXIO, who may not EPERM.
+    fn make_device_nodes(&self, gpus: usize) {
+        let folder = self.dev_root().join("dev");
+        fs::create_dir_all(&folder).expect("create the folder of device nodes");
+        let gpus = (0..gpus).map(|minor| (format!("nvidia{minor}"), MAJOR, minor));
+        let common = [
+            ("nvidiactl".to_owned(), MAJOR, 255),
+            ("nvidia-uvm".to_owned(), self.uvm_major, 0),
+            ("nvidia-uvm-tools".to_owned(), self.uvm_major, 1),
+        ];
+        for (name, major, minor) in gpus.chain(common) {
+            let mut mknod = Command::new("mknod");
+            mknod.arg("--mode=0666").arg(folder.join(name)).arg("c");
+            host::output(mknod.args([major.to_string(), minor.to_string()]));
+        }
+    }
+
+    fn dev_root(&self) -> PathBuf {
+        self.machine.folder().join("dev-root")
+    }
+
+    /// A line of the transcript.
+    pub fn say(&self, what: &str) {
+        println!("[{:7.3} s] {what}", self.began.elapsed().as_secs_f64());
+    }
+
+    // --- The plugin ---
+
+    /// Starts the plugin.
+    pub fn start_plugin(&mut self) -> &PluginProcess {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_gpu-device-plugin"));
+        command
+            .env_clear()
+            .arg("--nvml-library")
+            .arg(self.gpus.nvml_library())
+            .arg("--driver-root")
+            .arg(&self.driver_root)
+            .arg("--dev-root")
+            .arg(self.dev_root())
+            .arg("--sysfs-root")
+            .arg(self.gpus.sys())
+            .arg("--procfs-root")
+            .arg(self.gpus.proc())
+            .args(["--http-listen", "127.0.0.1:0"])
+            .args(["--health-poll-interval", "100ms"]);
+        let plugin = PluginProcess::start(command.into()).expect("start the plugin");
+        self.plugin.insert(plugin)
+    }
+
+    pub fn plugin(&self) -> &PluginProcess {
+        self.plugin.as_ref().expect("a plugin that was started")
+    }
+
+    /// Ends the plugin by a signal and says how long that took.
+    pub async fn end_plugin(
+        &mut self,
+        signal: libc::c_int,
+    ) -> (std::process::ExitStatus, Duration) {
+        let mut plugin = self.plugin.take().expect("a plugin that runs");
+        let asked = Instant::now();
+        plugin.signal(signal).expect("send a signal");
+        let status = plugin.wait(LONG).await.expect("its end");
+        (status, asked.elapsed())
+    }
+
+    /// Waits until the plugin says that it is registered, after `skip` lines
+    /// of its log. When it did.
+    pub async fn wait_registered(&self, skip: usize) -> Instant {
+        let plugin = self.plugin();
+        let line = plugin.wait_for_line_after(skip, REGISTERED, LONG).await;
+        line.unwrap_or_else(|timeout| panic!("{timeout}")).at
+    }
+
+    async fn http(&self) -> SocketAddr {
+        let line = self.plugin().wait_for_line("serving /livez", LONG).await;
+        let line = line.unwrap_or_else(|timeout| panic!("{timeout}"));
+        let address = line.text.split("address=").nth(1).expect("an address");
+        let address = address.split(' ').next().expect("an address");
+        address.parse().expect("an address")
+    }
+
+    /// Status and text of one of the plugin's HTTP endpoints.
+    pub async fn http_get(&self, path: &str) -> (u16, String) {
+        http_get(self.http().await, path).await.expect("an answer")
+    }
+
+    /// How often the kubelet asked for devices.
+    pub async fn allocations(&self) -> u64 {
+        let (_status, metrics) = self.http_get("/metrics").await;
+        let counts = metrics.lines().filter(|line| {
+            line.starts_with("gpu_device_plugin_rpc_duration_seconds_count")
+                && line.contains("method=\"Allocate\"")
+        });
+        let counts = counts.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok());
+        counts.sum()
+    }
+
+    // --- The kubelet ---
+
+    /// Starts plugin and kubelet, and waits until all GPUs are allocatable.
+    pub async fn start(&mut self) {
+        self.start_plugin();
+        self.start_kubelet().await;
+        let count = self.gpus.state().gpus.len();
+        self.machine.kubelet.wait_allocatable(count).await;
+        self.say(&format!("{count} GPUs are allocatable"));
+    }
+
+    /// Starts the kubelet while the plugin runs, and waits until the plugin is
+    /// registered with it. How long that took.
+    pub async fn start_kubelet(&mut self) -> Duration {
+        let skip = self.plugin().lines().len();
+        let asked = Instant::now();
+        let accepted = self.machine.kubelet.start().await;
+        let registered = self.wait_registered(skip).await;
+        let took = registered.saturating_duration_since(accepted);
+        self.say(&format!(
+            "kubelet.sock accepts {} ms after the kubelet's start; the plugin is registered {} ms later",
+            accepted.duration_since(asked).as_millis(),
+            took.as_millis()
+        ));
+        self.machine.kubelet.wait_healthy().await;
+        took
+    }
+
+    // --- Pods ---
+
+    /// Starts a pod and waits until it runs.
+    pub async fn run_pod(&self, name: &str, gpus: usize) -> Pod {
+        let asked = Instant::now();
+        pod::start(&self.machine.kubelet, name, gpus, &[]);
+        let pod = pod::wait_running(&self.machine.kubelet, name, 0).await;
+        self.say(&format!(
+            "pod {name} runs {} ms after its manifest, with {}",
+            asked.elapsed().as_millis(),
+            self.in_words(&pod.devices)
+        ));
+        assert_eq!(pod.devices.len(), gpus, "{pod:?}");
+        pod
+    }
+
+    /// Takes a pod away and waits until nothing of it runs.
+    pub async fn remove_pod(&self, pod: &Pod) {
+        self.machine.kubelet.remove_pod(&pod.name);
+        let what = format!("pod {} is gone", pod.name);
+        eventually(&what, async || match self.machine.running() {
+            Ok(running) if !running.contains(&pod.container) => Ok(()),
+            other => Err(other),
+        })
+        .await;
+        self.say(&what);
+    }
+
+    /// Checks that the pod runs as before: the same container, never restarted,
+    /// with the same devices.
+    pub async fn assert_untouched(&self, pod: &Pod) {
+        let now = pod::wait_running(&self.machine.kubelet, &pod.name, 0).await;
+        assert_eq!(now, *pod);
+    }
+
+    /// Checks that the container sees the nodes of its devices and of no other,
+    /// and may use those alone.
+    pub fn assert_nodes(&self, pod: &Pod, findings: &Findings) {
+        let minors = self.minors(&pod.devices);
+        let own = minors
+            .iter()
+            .map(|minor| (format!("/dev/nvidia{minor}"), format!("{MAJOR}:{minor}")));
+        let common = [
+            ("/dev/nvidiactl".to_owned(), format!("{MAJOR}:255")),
+            (
+                "/dev/nvidia-uvm".to_owned(),
+                format!("{}:0", self.uvm_major),
+            ),
+            (
+                "/dev/nvidia-uvm-tools".to_owned(),
+                format!("{}:1", self.uvm_major),
+            ),
+        ];
+        let expected: BTreeMap<_, _> = own.chain(common).collect();
+        let nodes = findings.all("node");
+        let numbers = nodes.iter().map(|(path, found)| {
+            let (numbers, opened) = found.split_once(' ').expect("numbers and a word");
+            assert_ne!(opened, "EPERM", "{} may not use {path}", pod.name);
+            ((*path).to_owned(), numbers.to_owned())
+        });
+        assert_eq!(numbers.collect::<BTreeMap<_, _>>(), expected, "{pod:?}");
+        for (numbers, opened) in findings.all("made") {
+            let minor = numbers.split(':').nth(1).expect("a minor number");
+            let minor = minor.parse::<u32>().expect("a number");
+            let may = minor == 255 || minors.contains(&minor);
+            assert_eq!(opened != "EPERM", may, "{}: {numbers}: {opened}", pod.name);
+        }
+    }
+
+    /// The minor numbers of GPUs.
+    fn minors(&self, devices: &BTreeSet<String>) -> BTreeSet<u32> {
+        let state = self.gpus.state();
+        let given = state.gpus.iter().filter(|gpu| devices.contains(&gpu.uuid));
+        let minors: BTreeSet<_> = given.map(|gpu| gpu.minor_number).collect();
+        assert_eq!(minors.len(), devices.len(), "unknown among {devices:?}");
+        minors
+    }
+
+    fn in_words(&self, devices: &BTreeSet<String>) -> String {
+        let minors = self.minors(devices);
+        let names: Vec<_> = minors.iter().map(|minor| format!("GPU {minor}")).collect();
+        names.join(", ")
+    }
+}
+
+/// Says loudly that a test does not run: not through the capture of the output.
+pub fn skip(test: &str, why: &str) {
+    writeln!(stderr(), "SKIPPED: {why}: {test}").expect("write to stderr");
+}
+
+/// Puts any real program in the place of the simulated one, which is a script
+/// and so none that the plugin would give.
+fn install_program(path: &Path) {
+    let program = host::on_path("true").expect("true on PATH");
+    fs::copy(program, path).expect("install a program");
+}
+
+/// A major number that no driver has, among those that Linux gives away itself
+/// (Documentation/admin-guide/devices.txt).
+fn free_major() -> u32 {
+    let taken = fs::read_to_string("/proc/devices").expect("read /proc/devices");
+    let taken: BTreeSet<u32> = taken
+        .lines()
+        .filter_map(|line| line.split_whitespace().next()?.parse().ok())
+        .collect();
+    let free = (384..=511).rev().find(|major| !taken.contains(major));
+    free.expect("a free major number")
+}

@@ -1,0 +1,150 @@
+/* The only program of the test's image.
+ *
+ * Alone it waits for SIGTERM, which makes it the pods' sandbox. Given FOLDER
+ * (where a loader of this machine looks for libraries) it says first what its
+ * container has, a fact a line, as the test reads them:
+ *
+ *   env NAME=VALUE
+ *   node PATH MAJOR:MINOR OPENED       a device node of the driver's
+ *   made MAJOR:MINOR OPENED            the same, of a node that it made itself
+ *   file PATH WRITABLE                 a file of the driver's
+ *   loaded NAME PATH, unloadable NAME WHY
+ *   call NAME:FUNCTION RESULT          for each further argument NAME:FUNCTION
+ *   run PROGRAM STATUS                 for each further argument PROGRAM
+ *   done
+ *
+ * OPENED and WRITABLE are "ok" or the name of an error. */
+#define _GNU_SOURCE
+#include <dirent.h>
+#include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <link.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+extern char **environ;
+
+static const char *word(int failed) {
+    return failed ? strerrorname_np(errno) : "ok";
+}
+
+static int begins(const char *text, const char *with) {
+    return strncmp(text, with, strlen(with)) == 0;
+}
+
+static void try_open(const char *path) {
+    int fd = open(path, O_RDWR);
+    printf(" %s\n", word(fd < 0));
+    if (fd >= 0)
+        close(fd);
+}
+
+static void list_nodes(void) {
+    DIR *folder = opendir("/dev");
+    struct dirent *entry;
+    while (folder && (entry = readdir(folder))) {
+        char path[512];
+        struct stat is;
+        snprintf(path, sizeof path, "/dev/%s", entry->d_name);
+        if (!begins(entry->d_name, "nvidia") || stat(path, &is))
+            continue;
+        printf("node %s %u:%u", path, major(is.st_rdev), minor(is.st_rdev));
+        try_open(path);
+    }
+    if (folder)
+        closedir(folder);
+}
+
+/* Whether the container could use nodes that nobody gave it. */
+static void make_nodes(void) {
+    static const unsigned minors[] = {0, 1, 2, 3, 4, 5, 6, 7, 255};
+    for (size_t i = 0; i < sizeof minors / sizeof *minors; i++) {
+        printf("made 195:%u", minors[i]);
+        if (mknod("/made", S_IFCHR | 0600, makedev(195, minors[i])))
+            printf(" %s\n", word(1));
+        else
+            try_open("/made");
+        unlink("/made");
+    }
+}
+
+static void load(const char *name) {
+    void *library = dlopen(name, RTLD_NOW | RTLD_LOCAL);
+    struct link_map *map = 0;
+    if (!library)
+        printf("unloadable %s %s\n", name, dlerror());
+    else if (!dlinfo(library, RTLD_DI_LINKMAP, &map))
+        printf("loaded %s %s\n", name, map->l_name);
+}
+
+static void list_files(const char *path, int libraries) {
+    DIR *folder = opendir(path);
+    struct dirent *entry;
+    while (folder && (entry = readdir(folder))) {
+        const char *name = entry->d_name;
+        char file[512];
+        if (!begins(name, "libcuda") && !begins(name, "libnvidia") && !begins(name, "nvidia-"))
+            continue;
+        snprintf(file, sizeof file, "%s/%s", path, name);
+        printf("file %s %s\n", file, word(access(file, W_OK)));
+        if (libraries)
+            load(name);
+    }
+    if (folder)
+        closedir(folder);
+}
+
+static void call(const char *name_and_function) {
+    char name[256];
+    const char *colon = strchr(name_and_function, ':');
+    snprintf(name, sizeof name, "%.*s", (int)(colon - name_and_function), name_and_function);
+    void *library = dlopen(name, RTLD_NOW | RTLD_LOCAL);
+    int (*function)(unsigned) =
+        library ? (int (*)(unsigned))dlsym(library, colon + 1) : 0;
+    if (function)
+        printf("call %s %d\n", name_and_function, function(0));
+    else
+        printf("call %s %s\n", name_and_function, dlerror());
+}
+
+static void run(const char *program) {
+    int status = 0;
+    pid_t pid = fork();
+    if (pid == 0) {
+        dup2(2, 1);
+        execl(program, program, (char *)0);
+        _exit(127);
+    }
+    waitpid(pid, &status, 0);
+    printf("run %s %d\n", program, WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status));
+}
+
+int main(int argc, char **argv) {
+    sigset_t ends;
+    int signal;
+    sigemptyset(&ends);
+    sigaddset(&ends, SIGTERM);
+    sigaddset(&ends, SIGINT);
+    sigprocmask(SIG_BLOCK, &ends, 0);
+    setvbuf(stdout, 0, _IOLBF, 0);
+    if (argc > 1) {
+        for (char **variable = environ; *variable; variable++)
+            printf("env %s\n", *variable);
+        list_nodes();
+        make_nodes();
+        list_files(argv[1], 1);
+        list_files("/usr/lib64", 0);
+        list_files("/usr/bin", 0);
+        for (int i = 2; i < argc; i++)
+            (strchr(argv[i], ':') ? call : run)(argv[i]);
+        puts("done");
+    }
+    sigwait(&ends, &signal);
+    return 0;
+}

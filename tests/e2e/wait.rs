@@ -1,0 +1,37 @@
+//! Waiting for what others do.
+
+use std::fmt::Debug;
+use std::time::Duration;
+
+use tokio::time::{Instant, interval};
+
+/// A kubelet or a runtime tells nobody of its changes, so it is asked.
+const ASK_EVERY: Duration = Duration::from_millis(20);
+
+/// Longer than anything here takes, so that a failure is a failure.
+pub const LONG: Duration = Duration::from_secs(60);
+
+/// Asks until the answer is one, and panics when that takes too long.
+pub async fn eventually<T, E: Debug>(what: &str, probe: impl AsyncFnMut() -> Result<T, E>) -> T {
+    eventually_every(ASK_EVERY, what, probe).await
+}
+
+/// The same, as often as a measurement needs.
+pub async fn eventually_every<T, E: Debug>(
+    period: Duration,
+    what: &str,
+    mut probe: impl AsyncFnMut() -> Result<T, E>,
+) -> T {
+    let deadline = Instant::now() + LONG;
+    let mut ticks = interval(period);
+    loop {
+        ticks.tick().await;
+        match probe().await {
+            Ok(answer) => return answer,
+            Err(error) if Instant::now() > deadline => {
+                panic!("waited {LONG:?} in vain until {what}; last: {error:?}")
+            }
+            Err(_) => {}
+        }
+    }
+}

@@ -5,7 +5,10 @@
 //! comes from here says *look*, never *what*; it comes on a slow clock too, and
 //! on a quick one while there is no watch.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use notify::event::{EventKind, ModifyKind};
@@ -13,8 +16,6 @@ use notify::{Event, RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::watch;
 use tokio::time::timeout;
 use tracing::{debug, warn};
-
-use std::os::unix::fs::MetadataExt;
 
 /// Without a word from inotify, look this often.
 const TICK: Duration = Duration::from_secs(30);
@@ -34,16 +35,17 @@ struct FolderId {
 /// Watches `folder` for ever, and bumps `hints` whenever to look.
 pub async fn watch(folder: PathBuf, hints: watch::Sender<u64>) {
     let (woken, mut wakes) = watch::channel(0_u64);
-    let mut watched: Option<(FolderId, RecommendedWatcher)> = None;
+    let mut watched: Option<Watched> = None;
     let mut told = false;
     loop {
+        watched = watched.filter(|watched| !watched.gone.load(Ordering::Acquire));
         let now = identify(&folder);
-        if now != watched.as_ref().map(|(id, _)| *id) {
-            watched = now.and_then(|id| match start(&folder, woken.clone()) {
-                Ok(watcher) => {
+        if now != watched.as_ref().map(|watched| watched.id) {
+            watched = now.and_then(|id| match Watched::start(&folder, id, woken.clone()) {
+                Ok(watched) => {
                     told = false;
                     debug!(folder = %folder.display(), "watching the kubelet's folder");
-                    Some((id, watcher))
+                    Some(watched)
                 }
                 Err(error) => {
                     if !told {
@@ -84,15 +86,43 @@ fn identify(folder: &Path) -> Option<FolderId> {
     })
 }
 
-fn start(folder: &Path, woken: watch::Sender<u64>) -> notify::Result<RecommendedWatcher> {
-    // Called on notify's thread: it may not block.
-    let mut watcher = notify::recommended_watcher(move |event: notify::Result<Event>| {
-        if event.map_or(true, |event| matters(&event)) {
-            woken.send_modify(|wake| *wake += 1);
-        }
-    })?;
-    watcher.watch(folder, RecursiveMode::NonRecursive)?;
-    Ok(watcher)
+/// A folder with a watch on it.
+struct Watched {
+    id: FolderId,
+    /// The folder itself was removed or renamed: the watch went with it, though
+    /// a folder that is made at once has the same inode number.
+    gone: Arc<AtomicBool>,
+    _watcher: RecommendedWatcher,
+}
+
+impl Watched {
+    fn start(folder: &Path, id: FolderId, woken: watch::Sender<u64>) -> notify::Result<Self> {
+        let gone = Arc::new(AtomicBool::new(false));
+        let (path, ended) = (folder.to_owned(), gone.clone());
+        // Called on notify's thread: it may not block.
+        let mut watcher = notify::recommended_watcher(move |event: notify::Result<Event>| {
+            if event.as_ref().is_ok_and(|event| is_end_of(&path, event)) {
+                ended.store(true, Ordering::Release);
+            }
+            if event.map_or(true, |event| matters(&event)) {
+                woken.send_modify(|wake| *wake += 1);
+            }
+        })?;
+        watcher.watch(folder, RecursiveMode::NonRecursive)?;
+        Ok(Self {
+            id,
+            gone,
+            _watcher: watcher,
+        })
+    }
+}
+
+fn is_end_of(folder: &Path, event: &Event) -> bool {
+    let kind = matches!(
+        event.kind,
+        EventKind::Remove(_) | EventKind::Modify(ModifyKind::Name(_))
+    );
+    kind && event.paths.iter().any(|path| path == folder)
 }
 
 /// Sockets that come and go matter, and the folder itself. The kubelet's
@@ -114,4 +144,29 @@ fn matters(event: &Event) -> bool {
     };
     event.need_rescan()
         || (kind && (event.paths.is_empty() || !event.paths.iter().all(is_checkpoint)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_folder_that_took_the_place_and_the_inode_number_of_another_is_watched() {
+        let outer = tempfile::tempdir().unwrap();
+        let folder = outer.path().join("device-plugins");
+        fs::create_dir(&folder).unwrap();
+        let (sender, mut hints) = watch::channel(0);
+        let watching = tokio::spawn(super::watch(folder.clone(), sender));
+        hints.changed().await.unwrap();
+        // On one thread, the watch looks after both.
+        fs::remove_dir(&folder).unwrap();
+        fs::create_dir(&folder).unwrap();
+        hints.changed().await.unwrap();
+        fs::write(folder.join("kubelet.sock"), "").unwrap();
+        let told = timeout(TICK / 2, hints.changed()).await;
+        assert!(told.is_ok(), "deaf until the next tick");
+        watching.abort();
+    }
 }

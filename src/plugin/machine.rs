@@ -200,7 +200,10 @@ pub struct Machine {
     /// The kubelet that `strikes` and `retry_at` are about.
     kubelet: Option<SocketId>,
     link: Link,
-    /// Failures in a row with this kubelet.
+    /// Refusals in a row by a kubelet that does not listen yet. They say nothing
+    /// of one that does.
+    refusals: u32,
+    /// Other failures in a row with this kubelet.
     strikes: u32,
     /// How many of them were streams that the kubelet ended.
     ended: u32,
@@ -227,6 +230,7 @@ impl Default for Machine {
             bound: None,
             kubelet: None,
             link: Link::Down,
+            refusals: 0,
             strikes: 0,
             ended: 0,
             retry_at: Time::ZERO,
@@ -266,6 +270,7 @@ impl Machine {
             // A socket that goes takes no grudge along; a new one gets a new
             // chance at once.
             self.kubelet = seen.kubelet;
+            self.refusals = 0;
             self.strikes = 0;
             self.ended = 0;
             self.retry_at = seen.now;
@@ -288,19 +293,31 @@ impl Machine {
                     seen: false,
                 };
             }
-            Registration::Refused => self.strike(seen, REFUSED),
+            Registration::Refused => {
+                self.back_off(seen, REFUSED, self.refusals);
+                self.refusals = self.refusals.saturating_add(1);
+            }
             Registration::Failed => self.strike(seen, FAILED),
         }
     }
 
-    /// Notes a failure: back to the start, not before a pause that grows.
-    fn strike(&mut self, seen: &Observation, (shortest, longest): (Duration, Duration)) {
-        let doubled = shortest
-            .saturating_mul(1 << self.strikes.min(16))
-            .min(longest);
+    /// Notes a failure of a kubelet that listens.
+    fn strike(&mut self, seen: &Observation, bounds: (Duration, Duration)) {
+        self.back_off(seen, bounds, self.strikes);
+        self.refusals = 0;
+        self.strikes = self.strikes.saturating_add(1);
+    }
+
+    /// Back to the start, not before a pause that grows with the `failures`.
+    fn back_off(
+        &mut self,
+        seen: &Observation,
+        (shortest, longest): (Duration, Duration),
+        failures: u32,
+    ) {
+        let doubled = shortest.saturating_mul(1 << failures.min(16)).min(longest);
         // Up to a quarter less, never more: the bounds above stay bounds.
         let jittered = doubled - doubled * u32::from(seen.jitter) / 1024;
-        self.strikes = self.strikes.saturating_add(1);
         self.retry_at = seen.now + jittered;
         self.link = Link::Down;
     }

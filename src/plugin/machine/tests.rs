@@ -262,6 +262,7 @@ fn key(machine: &Machine, world: &World) -> Vec<u64> {
     let mut key = vec![
         name(machine.bound),
         name(machine.kubelet),
+        u64::from(machine.refusals.min(5)),
         u64::from(machine.strikes),
         u64::from(machine.ended),
         until(machine.retry_at),

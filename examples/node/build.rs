@@ -9,14 +9,16 @@ use serde_json::Value;
 
 const NAME: &str = "gpu-device-plugin";
 
-/// Builds the plugin in this program's own profile, with Cargo's progress on
-/// standard error.
+/// Builds the plugin, and the simulated NVML with it, in this program's own
+/// profile, with Cargo's progress on standard error. An example among what is
+/// built makes Cargo take the dependencies as it built them for this program,
+/// which halves the time.
 pub(crate) fn plugin() -> anyhow::Result<PathBuf> {
     eprintln!("building {NAME}");
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));
     let mut build = Command::new(&cargo);
     build
-        .args(["build", "--bin", NAME])
+        .args(["build", "--bin", NAME, "--example", "simulated_nvml"])
         .args(["--message-format", "json-render-diagnostics"])
         .args([
             "--manifest-path",

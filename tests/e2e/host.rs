@@ -209,9 +209,9 @@ pub fn sweep(folder: &Path) -> Vec<String> {
     if !gone {
         left.push("and some of them would not end".into());
     }
+    left.extend(left_by_pods(folder));
     for container in containers_of(folder) {
         let id = container.file_name().unwrap_or_default();
-        left.push(format!("container {}", id.display()));
         if let Ok(address) = fs::read_to_string(container.join("address")) {
             drop(fs::remove_file(
                 address.trim().trim_start_matches("unix://"),
@@ -221,10 +221,6 @@ pub fn sweep(folder: &Path) -> Vec<String> {
         drop(fs::remove_dir_all(state));
     }
     for mount in mounts_below(folder) {
-        // The kubelet binds its root folder to itself and leaves it so.
-        if mount != folder.join("kubelet") {
-            left.push(format!("mount {}", mount.display()));
-        }
         drop(try_output(Command::new("umount").arg("--lazy").arg(mount)));
     }
     // Links to the logs of containers, which the kubelet removes in its time.
@@ -237,6 +233,19 @@ pub fn sweep(folder: &Path) -> Vec<String> {
         }
     }
     left
+}
+
+/// What there is of pods in the temporary folder.
+pub fn left_by_pods(folder: &Path) -> Vec<String> {
+    let containers = containers_of(folder)
+        .into_iter()
+        .map(|container| format!("container {}", container.display()));
+    // The kubelet binds its root folder to itself and leaves it so.
+    let mounts = mounts_below(folder)
+        .into_iter()
+        .filter(|mount| *mount != folder.join("kubelet"))
+        .map(|mount| format!("mount {}", mount.display()));
+    containers.chain(mounts).collect()
 }
 
 /// Sweeps up after runs that were killed. Only under the lock, which they held.

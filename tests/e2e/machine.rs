@@ -103,7 +103,7 @@ impl Machine {
         let mut left = Vec::new();
         self.kubelet.forget_pods();
         if self.kubelet.daemon().is_some() {
-            let none = || self.running().is_ok_and(|tasks| tasks.is_empty());
+            let none = || host::left_by_pods(self.folder.path()).is_empty();
             if !host::holds_within(LONG, none) {
                 left.push("pods that the kubelet did not end".to_owned());
             }

@@ -150,7 +150,7 @@ impl Before {
 }
 
 /// Two kubelets cannot share the folder of device plugins.
-pub fn refuse_second_kubelet() {
+fn refuse_second_kubelet() {
     let socket = Path::new(DEVICE_PLUGINS).join("kubelet.sock");
     assert!(
         UnixStream::connect(&socket).is_err(),
@@ -160,7 +160,7 @@ pub fn refuse_second_kubelet() {
 }
 
 /// Removes what a kubelet remembers of device plugins, and the sockets of both.
-pub fn forget_plugins() {
+fn forget_plugins() {
     for file in fs::read_dir(DEVICE_PLUGINS).into_iter().flatten().flatten() {
         let name = file.file_name();
         let name = name.to_string_lossy();
@@ -248,28 +248,31 @@ pub fn left_by_pods(folder: &Path) -> Vec<String> {
     containers.chain(mounts).collect()
 }
 
-/// Sweeps up after runs that were killed. Only under the lock, which they held.
-pub fn sweep_dead_runs() {
+/// Makes sure that this is the only kubelet, after sweeping up what runs left
+/// that were killed. Only in one's turn, or it could be a run that lives.
+pub fn prepare() {
+    let mut swept = false;
     for entry in fs::read_dir(env::temp_dir())
         .into_iter()
         .flatten()
         .flatten()
     {
-        if entry.file_name().to_string_lossy().starts_with(PREFIX) && entry.path().is_dir() {
-            println!(
-                "sweeping up after a run that was killed: {:?}",
-                entry.path()
-            );
-            for left in sweep(&entry.path()) {
-                println!("  {left}");
-            }
-            tell(fs::remove_dir_all(entry.path()), "the temporary folder");
-            forget_plugins();
-            pod_cgroups()
-                .iter()
-                .for_each(|cgroup| remove_cgroup(cgroup));
+        let folder = entry.path();
+        if !entry.file_name().to_string_lossy().starts_with(PREFIX) || !folder.is_dir() {
+            continue;
+        }
+        let left = sweep(&folder).join("\n  ");
+        println!("a run was killed and left {}\n  {left}", folder.display());
+        tell(fs::remove_dir_all(&folder), "the temporary folder");
+        swept = true;
+    }
+    refuse_second_kubelet();
+    if swept {
+        for cgroup in pod_cgroups() {
+            remove_cgroup(&cgroup);
         }
     }
+    forget_plugins();
 }
 
 /// The programs that were started for the folder, by an argument that names a

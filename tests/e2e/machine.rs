@@ -29,12 +29,10 @@ pub struct Machine {
 impl Machine {
     /// A runtime with the image, and a kubelet that is not started yet.
     pub fn new(kubelet: PathBuf, turn: Turn) -> Self {
-        host::refuse_second_kubelet();
-        host::sweep_dead_runs();
+        host::prepare();
         let folder = tempfile::Builder::new().prefix(host::PREFIX).tempdir();
         let folder = folder.expect("create a temporary folder");
         let before = Before::look();
-        host::forget_plugins();
         let mut machine = Self {
             kubelet: Kubelet::new(kubelet, folder.path()),
             containerd: None,

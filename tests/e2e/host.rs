@@ -150,7 +150,7 @@ impl Before {
 }
 
 /// Two kubelets cannot share the folder of device plugins.
-pub fn refuse_second_kubelet() {
+fn refuse_second_kubelet() {
     let socket = Path::new(DEVICE_PLUGINS).join("kubelet.sock");
     assert!(
         UnixStream::connect(&socket).is_err(),
@@ -160,7 +160,7 @@ pub fn refuse_second_kubelet() {
 }
 
 /// Removes what a kubelet remembers of device plugins, and the sockets of both.
-pub fn forget_plugins() {
+fn forget_plugins() {
     for file in fs::read_dir(DEVICE_PLUGINS).into_iter().flatten().flatten() {
         let name = file.file_name();
         let name = name.to_string_lossy();
@@ -209,9 +209,9 @@ pub fn sweep(folder: &Path) -> Vec<String> {
     if !gone {
         left.push("and some of them would not end".into());
     }
+    left.extend(left_by_pods(folder));
     for container in containers_of(folder) {
         let id = container.file_name().unwrap_or_default();
-        left.push(format!("container {}", id.display()));
         if let Ok(address) = fs::read_to_string(container.join("address")) {
             drop(fs::remove_file(
                 address.trim().trim_start_matches("unix://"),
@@ -221,10 +221,6 @@ pub fn sweep(folder: &Path) -> Vec<String> {
         drop(fs::remove_dir_all(state));
     }
     for mount in mounts_below(folder) {
-        // The kubelet binds its root folder to itself and leaves it so.
-        if mount != folder.join("kubelet") {
-            left.push(format!("mount {}", mount.display()));
-        }
         drop(try_output(Command::new("umount").arg("--lazy").arg(mount)));
     }
     // Links to the logs of containers, which the kubelet removes in its time.
@@ -239,28 +235,44 @@ pub fn sweep(folder: &Path) -> Vec<String> {
     left
 }
 
-/// Sweeps up after runs that were killed. Only under the lock, which they held.
-pub fn sweep_dead_runs() {
+/// What there is of pods in the temporary folder.
+pub fn left_by_pods(folder: &Path) -> Vec<String> {
+    let containers = containers_of(folder)
+        .into_iter()
+        .map(|container| format!("container {}", container.display()));
+    // The kubelet binds its root folder to itself and leaves it so.
+    let mounts = mounts_below(folder)
+        .into_iter()
+        .filter(|mount| *mount != folder.join("kubelet"))
+        .map(|mount| format!("mount {}", mount.display()));
+    containers.chain(mounts).collect()
+}
+
+/// Makes sure that this is the only kubelet, after sweeping up what runs left
+/// that were killed. Only in one's turn, or it could be a run that lives.
+pub fn prepare() {
+    let mut swept = false;
     for entry in fs::read_dir(env::temp_dir())
         .into_iter()
         .flatten()
         .flatten()
     {
-        if entry.file_name().to_string_lossy().starts_with(PREFIX) && entry.path().is_dir() {
-            println!(
-                "sweeping up after a run that was killed: {:?}",
-                entry.path()
-            );
-            for left in sweep(&entry.path()) {
-                println!("  {left}");
-            }
-            tell(fs::remove_dir_all(entry.path()), "the temporary folder");
-            forget_plugins();
-            pod_cgroups()
-                .iter()
-                .for_each(|cgroup| remove_cgroup(cgroup));
+        let folder = entry.path();
+        if !entry.file_name().to_string_lossy().starts_with(PREFIX) || !folder.is_dir() {
+            continue;
+        }
+        let left = sweep(&folder).join("\n  ");
+        println!("a run was killed and left {}\n  {left}", folder.display());
+        tell(fs::remove_dir_all(&folder), "the temporary folder");
+        swept = true;
+    }
+    refuse_second_kubelet();
+    if swept {
+        for cgroup in pod_cgroups() {
+            remove_cgroup(&cgroup);
         }
     }
+    forget_plugins();
 }
 
 /// The programs that were started for the folder, by an argument that names a

@@ -29,12 +29,10 @@ pub struct Machine {
 impl Machine {
     /// A runtime with the image, and a kubelet that is not started yet.
     pub fn new(kubelet: PathBuf, turn: Turn) -> Self {
-        host::refuse_second_kubelet();
-        host::sweep_dead_runs();
+        host::prepare();
         let folder = tempfile::Builder::new().prefix(host::PREFIX).tempdir();
         let folder = folder.expect("create a temporary folder");
         let before = Before::look();
-        host::forget_plugins();
         let mut machine = Self {
             kubelet: Kubelet::new(kubelet, folder.path()),
             containerd: None,
@@ -103,7 +101,7 @@ impl Machine {
         let mut left = Vec::new();
         self.kubelet.forget_pods();
         if self.kubelet.daemon().is_some() {
-            let none = || self.running().is_ok_and(|tasks| tasks.is_empty());
+            let none = || host::left_by_pods(self.folder.path()).is_empty();
             if !host::holds_within(LONG, none) {
                 left.push("pods that the kubelet did not end".to_owned());
             }

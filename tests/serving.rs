@@ -241,17 +241,18 @@ async fn no_request_waits_for_nvml_though_it_hangs_for_good() {
     let mut times = Vec::new();
     // Until the hang is noticed as one, which takes 10 s.
     loop {
-        let asked = Instant::now();
         let ask = async {
             pace.tick().await;
+            let asked = Instant::now();
             let mut stream = client.list_and_watch(Empty {}).await.unwrap().into_inner();
             assert_eq!(next(&mut stream).await.len(), 2);
-            allocate(&mut client, vec![ids.clone()]).await
+            let answer = allocate(&mut client, vec![ids.clone()]).await;
+            answer.map(|_| asked.elapsed())
         };
         tokio::select! {
             line = &mut noticed => break drop(line.unwrap()),
             answer = ask => match answer {
-                Ok(_) => times.push(asked.elapsed()),
+                Ok(time) => times.push(time),
                 // Noticed, and not yet read in the log.
                 Err(status) => assert!(status.message().contains("does not answer"), "{status}"),
             },

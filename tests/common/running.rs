@@ -220,15 +220,17 @@ impl Running {
     /// show by its end.
     pub async fn pass_time(&self) {
         let unhealthy = r#"devices{resource="nvidia.com/gpu",health="Unhealthy"}"#;
-        for lost in [1.0, 0.0, 1.0, 0.0, 1.0, 0.0] {
-            if lost > 0.0 {
+        let before = self.metric(unhealthy).await.unwrap_or_default();
+        for more in [1.0, 0.0, 1.0, 0.0, 1.0, 0.0] {
+            if more > 0.0 {
                 self.node.lose(0);
             } else {
                 self.node.restore(0);
             }
-            let what = format!("{lost} unhealthy devices");
+            let wanted = Some(before + more);
+            let what = format!("{wanted:?} unhealthy devices");
             self.eventually(&what, || async {
-                (self.metric(unhealthy).await == Some(lost)).then_some(())
+                (self.metric(unhealthy).await == wanted).then_some(())
             })
             .await;
         }
@@ -276,13 +278,14 @@ fn cpu_ticks(pid: u32) -> u64 {
         .sum()
 }
 
-/// Starts the plugin's binary on the node.
+/// Starts the plugin's binary on the node. Flags in `extra` take the place of
+/// the node's own, and may not be repeated.
 pub fn spawn(node: &SimulatedNode, extra: &[&str]) -> PluginProcess {
-    spawn_with(node.plugin_arguments(), extra)
-}
-
-/// Starts the plugin's binary with these arguments and those.
-pub fn spawn_with(mut arguments: Vec<OsString>, extra: &[&str]) -> PluginProcess {
+    let own = node.plugin_arguments();
+    let kept = own
+        .chunks(2)
+        .filter(|pair| !extra.iter().any(|flag| pair[0] == *flag));
+    let mut arguments: Vec<OsString> = kept.flatten().cloned().collect();
     arguments.extend(extra.iter().map(OsString::from));
     PluginProcess::spawn(program(), arguments, &[]).expect("start the plugin")
 }

@@ -97,6 +97,15 @@ impl Inventory {
         self.gpus.keys()
     }
 
+    /// The GPUs that the last enumeration found and read whole.
+    pub fn found(&self) -> Vec<GpuUuid> {
+        let found = self
+            .gpus
+            .iter()
+            .filter(|(_, entry)| entry.health.is_found());
+        found.map(|(uuid, _)| uuid.clone()).collect()
+    }
+
     /// The GPUs that the last enumeration did not find whole.
     pub fn any_amiss(&self) -> bool {
         self.gpus

@@ -60,6 +60,11 @@ impl GpuHealth {
         }
     }
 
+    /// Whether the last scan found it, and read it whole.
+    pub fn is_found(&self) -> bool {
+        self.scan.is_none()
+    }
+
     /// Its health as of the last signal. The gravest witness speaks first.
     pub fn health(&self) -> Health {
         let reason = self

@@ -231,8 +231,8 @@ impl<'a> Session<'a> {
         }
         self.monitor.complete = true;
         self.monitor.publish();
-        let uuids: Vec<_> = self.monitor.inventory.uuids().cloned().collect();
-        self.events.subscribe(&self.library, uuids);
+        let found = self.monitor.inventory.found();
+        self.events.subscribe(&self.library, found);
     }
 
     /// A GPU without a name cannot be listed, so the operator is told here.
@@ -308,8 +308,8 @@ impl<'a> Session<'a> {
                 self.probe_all();
             }
             Notice::Retry => {
-                let uuids: Vec<_> = self.monitor.inventory.uuids().cloned().collect();
-                self.events.subscribe(&self.library, uuids);
+                let found = self.monitor.inventory.found();
+                self.events.subscribe(&self.library, found);
             }
         }
     }

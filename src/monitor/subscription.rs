@@ -57,8 +57,10 @@ impl Drop for Listener {
 
 impl Subscription {
     /// Subscribes to the events of `gpus`, unless that is so already or a
-    /// failure's pause is not over.
+    /// failure's pause is not over. One that was missing from an earlier call is
+    /// subscribed to anew: nobody says that its registration outlived its absence.
     pub(super) fn subscribe(&mut self, library: &Arc<dyn GpuLibrary>, gpus: Vec<GpuUuid>) {
+        self.gpus.retain(|gpu| gpus.contains(gpu));
         let pausing = self.retry_at.is_some_and(|at| Instant::now() < at);
         let subscribed = self.thread.is_some() || self.without_events;
         if pausing || gpus.is_empty() || (subscribed && self.gpus == gpus) {

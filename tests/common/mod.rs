@@ -16,3 +16,4 @@ pub mod elf;
 pub mod kubelet;
 pub mod nvml;
 pub mod plugin;
+pub mod running;

@@ -1,0 +1,281 @@
+//! What makes a device unhealthy, how soon the kubelet knows, and what does not.
+
+#![allow(
+    clippy::unwrap_used,
+    reason = "also a test's helpers fail by panicking"
+)]
+
+mod common;
+
+use std::time::{Duration, Instant};
+
+use common::nvml::{Return, SimulatedNode};
+use common::running::{LONG, RESOURCE, Running, measured, options};
+use tonic::Code;
+
+/// From an event to the list on an open stream.
+const TOLD: Duration = Duration::from_millis(100);
+/// After this long a call is taken to hang.
+const CALL_DEADLINE: Duration = Duration::from_secs(10);
+
+fn healthy(running: &Running) -> Vec<bool> {
+    let devices = running.kubelet.devices(RESOURCE);
+    devices.iter().map(|d| d.health == "Healthy").collect()
+}
+
+async fn refusal(running: &Running, position: usize) -> String {
+    let status = running.allocate(&[position]).await.unwrap_err();
+    assert_eq!(status.code(), Code::FailedPrecondition, "{status}");
+    status.message().to_owned()
+}
+
+// === XIDs ===
+
+#[tokio::test]
+async fn an_xid_of_the_device_is_on_the_stream_at_once_with_its_reason() {
+    // Nothing but the event can tell it so soon.
+    let polls = ["--health-poll-interval", "10m"];
+    let running = Running::on(SimulatedNode::new(8), options(), &polls).await;
+    running.counts(8, 8).await;
+    let mut times = Vec::new();
+    for (position, xid) in [79, 48, 62, 64, 74, 95, 119, 140].into_iter().enumerate() {
+        let mark = running.kubelet.mark();
+        running.node.xid(position, xid);
+        // To write it takes the simulation's file system many milliseconds.
+        let happened = Instant::now();
+        let listed = running.listed_since(mark).await.at;
+        times.push(listed.saturating_duration_since(happened));
+        let sick = healthy(&running).into_iter().take_while(|well| !well);
+        assert_eq!(sick.count(), position + 1, "this one, and the earlier ones");
+        let reason = refusal(&running, position).await;
+        assert!(reason.contains(&format!("XID {xid}")), "{reason}");
+        running.counts(7 - position, 8).await;
+    }
+    measured("an XID told to the kubelet", &times, TOLD);
+    running.kubelet.assert_no_violations();
+}
+
+#[tokio::test]
+async fn faults_of_applications_leave_the_device_healthy_and_are_counted() {
+    let running = Running::start(2).await;
+    let uuid = running.node.uuid(0);
+    for xid in [13, 31, 43, 45, 68, 109] {
+        running.node.xid(0, xid);
+        let sample = format!(r#"xids_total{{uuid="{uuid}",xid="{xid}"}}"#);
+        running.metric_reaches(&sample, 1.0).await;
+    }
+    // Events come in order: with this one told, the others are dealt with.
+    running.node.xid(1, 79);
+    running.health(1, "Unhealthy").await;
+    assert_eq!(healthy(&running), [true, false]);
+    assert_eq!(running.lists(0).len(), 2);
+    running.allocate(&[0]).await.unwrap();
+    running.kubelet.assert_no_violations();
+}
+
+#[tokio::test]
+async fn an_xid_is_not_forgiven_by_the_next_poll() {
+    let running = Running::start(2).await;
+    running.node.xid(1, 79);
+    running.counts(1, 2).await;
+    running.pass_time().await;
+    assert_eq!(healthy(&running), [true, false]);
+    running.kubelet.assert_no_violations();
+}
+
+#[tokio::test]
+async fn a_changed_recovery_action_is_asked_for_when_an_xid_announces_it() {
+    let polls = ["--health-poll-interval", "10m"];
+    let running = Running::on(SimulatedNode::new(2), options(), &polls).await;
+    let announce = |action| {
+        running
+            .node
+            .edit_gpu(1, |gpu| gpu.recovery_action = Some(action));
+        running.node.xid(1, 154);
+    };
+    announce(2);
+    running.counts(1, 2).await;
+    let reason = refusal(&running, 1).await;
+    assert!(reason.contains("recovery action 2"), "{reason}");
+    announce(0);
+    running.counts(2, 2).await;
+    running.kubelet.assert_no_violations();
+}
+
+#[tokio::test]
+async fn a_gpu_that_was_lost_at_the_start_is_heard_once_it_is_back() {
+    let node = SimulatedNode::new(2);
+    node.lose(1);
+    let running = Running::on(node, options(), &[]).await;
+    running.counts(1, 2).await;
+    running.node.restore(1);
+    running.counts(2, 2).await;
+    // The subscription may follow the list by a moment; what comes between is
+    // not heard, on any node.
+    let heard = || async {
+        running.node.xid(1, 79);
+        (!healthy(&running)[1]).then_some(())
+    };
+    running.eventually("an XID to be heard", heard).await;
+    let reason = refusal(&running, 1).await;
+    assert!(reason.contains("XID 79"), "{reason}");
+    running.kubelet.assert_no_violations();
+}
+
+#[tokio::test]
+async fn a_gpu_without_events_is_watched_by_polling_and_the_others_are_heard() {
+    let node = SimulatedNode::new(2);
+    node.fail(1, "nvmlDeviceRegisterEvents", Return::NotSupported);
+    let running = Running::on(node, options(), &[]).await;
+    running.counts(2, 2).await;
+    running.node.xid(0, 79);
+    running.counts(1, 2).await;
+    running.node.lose(1);
+    running.counts(0, 2).await;
+    running.kubelet.assert_no_violations();
+}
+
+// === The wait for events ===
+
+#[tokio::test]
+async fn an_error_of_the_event_wait_marks_nothing_and_does_not_spin() {
+    let running = Running::start(2).await;
+    let wait = "nvmlEventSetWait_v2";
+    let effort = running.effort();
+    let fail = |state: &mut common::nvml::State| state.fail.insert(wait.into(), Return::Unknown);
+    let begun = Instant::now();
+    running.node.edit(fail);
+    let errors = format!(r#"nvml_errors_total{{call="{wait}"}}"#);
+    // At once, and after pauses of 1 s and 2 s.
+    running.metric_reaches(&errors, 3.0).await;
+    let time = begun.elapsed();
+    assert!(time >= Duration::from_secs(3), "3 errors in {time:?}");
+    effort.assert_idle();
+    assert_eq!(running.lists(0).len(), 1, "no device was marked");
+    let lines = running.plugin.log().matches(wait).count();
+    assert_eq!(lines, 3, "{}", running.plugin.log());
+
+    running.node.edit(|state| state.fail.clear());
+    let heard = || async {
+        running.node.xid(1, 79);
+        (!healthy(&running)[1]).then_some(())
+    };
+    running.eventually("an XID to be heard", heard).await;
+    assert_eq!(healthy(&running), [true, false]);
+    running.kubelet.assert_no_violations();
+}
+
+#[tokio::test]
+async fn a_lost_gpu_is_found_though_the_event_wait_fails() {
+    let running = Running::start(2).await;
+    running.node.edit(|state| {
+        state
+            .fail
+            .insert("nvmlEventSetWait".into(), Return::GpuIsLost);
+        state.gpus[0].lost = true;
+    });
+    running.counts(1, 2).await;
+    assert_eq!(healthy(&running), [false, true]);
+    running.kubelet.assert_no_violations();
+}
+
+// === Polling ===
+
+#[tokio::test]
+async fn a_lost_gpu_is_unhealthy_with_the_reason_and_healthy_when_it_answers() {
+    let running = Running::start(2).await;
+    running.node.lose(0);
+    running.health(0, "Unhealthy").await;
+    let reason = refusal(&running, 0).await;
+    assert!(reason.contains("GPU is lost"), "{reason}");
+    running.allocate(&[1]).await.unwrap();
+    running.node.restore(0);
+    running.counts(2, 2).await;
+    running.allocate(&[0]).await.unwrap();
+    running.kubelet.assert_no_violations();
+}
+
+#[tokio::test]
+async fn a_vanished_gpu_is_unhealthy_and_never_dropped() {
+    let running = Running::start(3).await;
+    let pod = running.kubelet.allocate(RESOURCE, 3).await.unwrap();
+    running.node.vanish(1);
+    running.health(1, "Unhealthy").await;
+    let reason = refusal(&running, 1).await;
+    assert!(reason.contains("not enumerated any more"), "{reason}");
+    // The one behind it has its index now.
+    assert_eq!(healthy(&running), [true, false, true]);
+    running.allocate(&[2]).await.unwrap();
+
+    running.node.vanish(0);
+    running.node.vanish(2);
+    running.counts(0, 3).await;
+    running.kubelet.restart().await.unwrap();
+    running.counts(0, 3).await;
+    for position in 0..3 {
+        running.node.restore(position);
+    }
+    running.counts(3, 3).await;
+    running.kubelet.restart_container(&pod.pod).await.unwrap();
+    running.kubelet.assert_no_violations();
+}
+
+#[tokio::test]
+async fn a_gpu_that_needs_a_reset_is_unhealthy_until_it_had_one() {
+    let running = Running::start(2).await;
+    running.node.fail(1, "*", Return::ResetRequired);
+    running.health(1, "Unhealthy").await;
+    let reason = refusal(&running, 1).await;
+    assert!(reason.contains("reset"), "{reason}");
+    running.node.restore(1);
+    running.counts(2, 2).await;
+    running.kubelet.assert_no_violations();
+}
+
+#[tokio::test]
+async fn a_recovery_action_that_the_driver_asks_for_is_seen_by_polling() {
+    let running = Running::start(2).await;
+    running
+        .node
+        .edit_gpu(0, |gpu| gpu.recovery_action = Some(1));
+    running.counts(1, 2).await;
+    let reason = refusal(&running, 0).await;
+    assert!(reason.contains("recovery action 1"), "{reason}");
+    running.node.edit_gpu(0, |gpu| gpu.recovery_action = None);
+    running.counts(2, 2).await;
+    running.kubelet.assert_no_violations();
+}
+
+#[tokio::test]
+async fn a_call_that_does_not_come_back_makes_its_gpu_unhealthy_and_no_other() {
+    let running = Running::start(3).await;
+    let mark = running.kubelet.mark();
+    let hung = Instant::now();
+    running.node.hang(1, &["nvmlDeviceGetTemperature"]);
+    let told = running.listed_since(mark).await.at - hung;
+    println!("a call that hangs was told after {told:?}");
+    assert!(told >= CALL_DEADLINE);
+    assert_eq!(healthy(&running), [true, false, true]);
+    let reason = refusal(&running, 1).await;
+    assert!(reason.contains("does not answer"), "{reason}");
+    running.pass_time().await;
+    assert_eq!(healthy(&running), [true, false, true]);
+    running.node.restore(1);
+    running.counts(3, 3).await;
+    running.kubelet.assert_no_violations();
+}
+
+#[tokio::test]
+async fn an_event_wait_that_never_returns_leaves_polling_at_work() {
+    let running = Running::start(2).await;
+    running
+        .node
+        .edit(|state| state.hang.insert("nvmlEventSetWait".into()));
+    running.node.lose(1);
+    running.counts(1, 2).await;
+    let mut running = running;
+    running.plugin.terminate().unwrap();
+    let ended = running.plugin.wait(LONG).await.unwrap();
+    assert_eq!(ended.code(), Some(0));
+    running.kubelet.assert_no_violations();
+}

@@ -19,8 +19,12 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 use std::time::Duration;
 
-use gpu_device_plugin::api::v1beta1::{DevicePluginOptions, NumaNode, TopologyInfo};
+use gpu_device_plugin::api::v1beta1::{
+    DevicePluginOptions, NumaNode, RegisterRequest, TopologyInfo,
+};
+use prost::Message;
 use tempfile::TempDir;
+use tokio::io::AsyncWriteExt;
 use tokio::task::JoinSet;
 use tonic::{Code, Status};
 
@@ -125,6 +129,53 @@ async fn register_dials_back_before_it_answers_and_lists_after() {
         node.history()
     );
     assert_eq!(plugin.authorities(), ["localhost", "localhost"]);
+    node.assert_no_violations();
+}
+
+/// As gRPC for Go calls, given a path: tonic's client would not.
+#[tokio::test]
+async fn a_caller_may_name_the_sockets_path_as_the_authority() {
+    let node = Node::start(Options::default()).await;
+    let _plugin = node.plugin("gpu.sock", &["a"]);
+    let request = RegisterRequest {
+        version: "v1beta1".to_owned(),
+        endpoint: "gpu.sock".to_owned(),
+        resource_name: RESOURCE.to_owned(),
+        options: None,
+    };
+    let message = request.encode_to_vec();
+    let mut data = vec![0, 0, 0, 0, u8::try_from(message.len()).unwrap()];
+    data.extend(message);
+    // POST and http by index, the others spelt out.
+    let mut headers = vec![0x83, 0x86];
+    for (name, value) in [
+        (0x44, "/v1beta1.Registration/Register"),
+        (0x41, "%2Fvar%2Flib%2Fkubelet.sock"),
+        (0x5f, "application/grpc"),
+    ] {
+        headers.extend([name, u8::try_from(value.len()).unwrap()]);
+        headers.extend(value.bytes());
+    }
+    let frame = |kind: u8, flags: u8, stream: u8, payload: &[u8]| {
+        let length = u8::try_from(payload.len()).unwrap();
+        let head = [0, 0, length, kind, flags, 0, 0, 0, stream];
+        [&head, payload].concat()
+    };
+    let bytes = [
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(),
+        frame(4, 0, 0, &[]),
+        frame(1, 0x4, 1, &headers),
+        frame(0, 0x1, 1, &data),
+    ]
+    .concat();
+    let mut caller = tokio::net::UnixStream::connect(node.socket_path())
+        .await
+        .unwrap();
+    // In pieces, as a socket may deliver it.
+    for piece in bytes.chunks(7) {
+        caller.write_all(piece).await.unwrap();
+    }
+    node.sees(0).await;
     node.assert_no_violations();
 }
 

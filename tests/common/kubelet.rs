@@ -11,6 +11,7 @@
 )]
 
 mod allocation;
+mod authority;
 mod checkpoint;
 mod clients;
 mod devices;

@@ -17,6 +17,8 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::transport::server::Connected;
 use tonic::transport::{Channel, Endpoint};
 
+use super::authority::Rename;
+
 /// grpc-go's default for received messages; the kubelet does not override it.
 const MESSAGE_LIMIT: usize = 4 * 1024 * 1024;
 /// grpc-go's backoff between attempts to connect (backoff.DefaultConfig).
@@ -72,6 +74,7 @@ pub(super) struct Wire {
     stream: UnixStream,
     closed: Pin<Box<WaitForCancellationFutureOwned>>,
     first_bytes: Vec<u8>,
+    authority: Option<Rename>,
     handshake: Option<Arc<watch::Sender<Handshake>>>,
     _open: OpenGuard,
 }
@@ -82,9 +85,21 @@ impl Wire {
             stream,
             closed: Box::pin(closed.cancelled_owned()),
             first_bytes: Vec::new(),
+            authority: None,
             handshake: None,
             _open: open.add(),
         }
+    }
+
+    /// A connection that a plugin made: it may call the kubelet what it likes.
+    pub(super) fn accepted(
+        stream: UnixStream,
+        closed: CancellationToken,
+        open: &OpenCount,
+    ) -> Self {
+        let mut wire = Self::new(stream, closed, open);
+        wire.authority = Some(Rename::default());
+        wire
     }
 
     fn check_open(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
@@ -133,7 +148,11 @@ impl AsyncRead for Wire {
     ) -> Poll<io::Result<()>> {
         self.check_open(cx)?;
         let before = buf.filled().len();
-        ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
+        let wire = &mut *self;
+        ready!(match &mut wire.authority {
+            Some(authority) => authority.poll_read(&mut wire.stream, cx, buf),
+            None => Pin::new(&mut wire.stream).poll_read(cx, buf),
+        })?;
         self.inspect(&buf.filled()[before..]);
         Poll::Ready(Ok(()))
     }

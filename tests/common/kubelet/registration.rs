@@ -27,7 +27,7 @@ pub(super) fn serve(life: Arc<Life>, listener: UnixListener) -> JoinHandle<()> {
     let over = life.token.clone();
     let (token, connections) = (life.token.clone(), life.connections.clone());
     let incoming = UnixListenerStream::new(listener)
-        .map(move |stream| stream.map(|s| Wire::new(s, token.clone(), &connections)));
+        .map(move |stream| stream.map(|s| Wire::accepted(s, token.clone(), &connections)));
     let service = RegistrationServer::new(Service { life });
     let server = Server::builder()
         .add_service(service)

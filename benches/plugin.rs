@@ -49,7 +49,7 @@
 //!
 //! - *start to registered*: from starting the process to its first list.
 //! - *calls*: on one connection, GetDevicePluginOptions (which does nothing: the
-//!   cost of a call) and Allocate in turn.
+//!   cost of a call) and Allocate in turn, to the last byte of the answer.
 //! - *kubelet restart to registered*: from the new kubelet's first accept to the
 //!   plugin's list.
 //! - *XID to Unhealthy*: from the change of the simulated driver to the list.
@@ -73,6 +73,8 @@ mod figures;
 mod life;
 #[path = "plugin/process.rs"]
 mod process;
+#[path = "plugin/raw.rs"]
+mod raw;
 #[path = "plugin/rig.rs"]
 mod rig;
 #[path = "plugin/table.rs"]

@@ -2,18 +2,22 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use gpu_device_plugin::api::v1beta1::{
-    AllocateRequest, AllocateResponse, ContainerAllocateRequest, Empty,
+    AllocateRequest, AllocateResponse, ContainerAllocateRequest,
 };
 use prost::Message;
+use prost::bytes::Bytes;
 
 use super::arguments::Settings;
 use super::common::kubelet::Event;
 use super::process::{Memory, ProcessorTime};
+use super::raw::Caller;
 use super::rig::Rig;
 
+const OPTIONS: &str = "/v1beta1.DevicePlugin/GetDevicePluginOptions";
+const ALLOCATE: &str = "/v1beta1.DevicePlugin/Allocate";
 /// After this a restart or an XID counts as missed.
 const LIMIT: Duration = Duration::from_secs(10);
 /// The GPU has fallen off the bus.
@@ -81,32 +85,37 @@ async fn rest(rig: &Rig, time: Duration) -> io::Result<ProcessorTime> {
 
 /// The two methods in turn, so that what disturbs one disturbs the other.
 async fn calls(rig: &Rig, calls: usize, life: &mut Life) -> Result<(), tonic::Status> {
-    let client = rig.kubelet.client(&rig.resource).await;
-    let mut client = client.map_err(|error| tonic::Status::unavailable(error.to_string()))?;
+    let channel = rig.kubelet.channel(&rig.resource).await;
+    let channel = channel.map_err(|error| tonic::Status::unavailable(error.to_string()))?;
+    let mut caller = Caller::new(channel);
     let devices = rig.kubelet.devices(&rig.resource);
+    let requests: Vec<_> = devices.iter().map(|device| request(&device.id)).collect();
     let warm_up = calls / WARM_UP;
-    for (number, device) in devices.iter().cycle().take(warm_up + calls).enumerate() {
-        let begin = Instant::now();
-        client.get_device_plugin_options(Empty {}).await?;
-        let options = begin.elapsed();
-        let container = ContainerAllocateRequest {
-            devices_ids: vec![device.id.clone()],
-        };
-        let request = AllocateRequest {
-            container_requests: vec![container],
-        };
-        let begin = Instant::now();
-        let answer = client.allocate(request).await?;
-        let allocate = begin.elapsed();
+    for (number, request) in requests.iter().cycle().take(warm_up + calls).enumerate() {
+        let (options, _) = caller.call(OPTIONS, Bytes::new()).await?;
+        let (allocate, answer) = caller.call(ALLOCATE, request.clone()).await?;
+        if number == 0 {
+            life.answer = AllocateResponse::decode(answer).ok().as_ref().map(size);
+        }
         if number >= warm_up {
             life.options.push(options);
             life.allocate.push(allocate);
         }
-        life.answer.get_or_insert_with(|| size(answer.get_ref()));
     }
     life.options.sort();
     life.allocate.sort();
     Ok(())
+}
+
+/// For one device.
+fn request(id: &str) -> Bytes {
+    let container = ContainerAllocateRequest {
+        devices_ids: vec![id.to_owned()],
+    };
+    let request = AllocateRequest {
+        container_requests: vec![container],
+    };
+    request.encode_to_vec().into()
 }
 
 fn size(answer: &AllocateResponse) -> Answer {

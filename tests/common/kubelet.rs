@@ -259,14 +259,18 @@ impl KubeletPeer {
 
     // === Direct calls ===
 
-    /// A connection of one's own to the plugin that registered last.
+    /// A client on a [`channel`](Self::channel) of its own.
     pub async fn client(&self, resource: &str) -> io::Result<DevicePluginClient<Channel>> {
+        Ok(link::client(self.channel(resource).await?))
+    }
+
+    /// A connection of one's own to the plugin that registered last.
+    pub async fn channel(&self, resource: &str) -> io::Result<Channel> {
         let life = self.running().ok_or(io::ErrorKind::NotConnected)?;
         let endpoint = life.manager().endpoints.get(resource).cloned();
         let socket = endpoint.ok_or(io::ErrorKind::NotFound)?.socket;
         let closed = life.token.child_token();
-        let channel = link::dial_once(&socket, &closed, &life.connections).await?;
-        Ok(link::client(channel))
+        link::dial_once(&socket, &closed, &life.connections).await
     }
 
     /// One more ListAndWatch stream, which the kubelet does not read.

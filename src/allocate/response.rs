@@ -118,14 +118,16 @@ fn device_spec(node: &DeviceNode) -> Result<DeviceSpec, AllocateError> {
 }
 
 fn mounts(snapshot: &DeviceSnapshot) -> Result<Vec<Mount>, AllocateError> {
-    // One file is bound in several folders: one look is enough.
-    let mut looked_at = BTreeSet::new();
+    // One file is bound in several folders, in a row: one look is enough. Bytes
+    // are compared, as paths compare part by part.
+    let mut looked_at = None;
     snapshot
         .common
         .mounts
         .iter()
         .map(|mount| {
-            if looked_at.insert(&mount.here) {
+            let here = mount.here.as_os_str();
+            if looked_at.replace(here) != Some(here) {
                 exists(&mount.here, &mount.host)?;
             }
             Ok(Mount {

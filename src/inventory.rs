@@ -86,10 +86,14 @@ impl Inventory {
     }
 
     /// Takes in a signal about one GPU. One that is not known is passed over.
-    pub fn signal(&mut self, now: Duration, uuid: &GpuUuid, signal: &Signal) {
-        if let Some(entry) = self.gpus.get_mut(uuid) {
-            entry.health.apply(now, signal);
-        }
+    /// Whether its health is another now.
+    pub fn signal(&mut self, now: Duration, uuid: &GpuUuid, signal: &Signal) -> bool {
+        let Some(entry) = self.gpus.get_mut(uuid) else {
+            return false;
+        };
+        let before = entry.health.health();
+        entry.health.apply(now, signal);
+        entry.health.health() != before
     }
 
     /// Every GPU that was ever seen.

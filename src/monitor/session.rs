@@ -268,11 +268,7 @@ impl<'a> Session<'a> {
                 return Some(error.clone());
             }
         }
-        let now = self.monitor.now();
-        self.monitor
-            .inventory
-            .signal(now, uuid, &Signal::Probed(result));
-        self.monitor.publish();
+        self.signal(uuid, &Signal::Probed(result));
         None
     }
 
@@ -290,10 +286,15 @@ impl<'a> Session<'a> {
             "the driver hangs: a call has not come back"
         );
         if let Key::Probe(uuid) = key {
-            let now = self.monitor.now();
-            self.monitor
-                .inventory
-                .signal(now, uuid, &Signal::Overdue(DEADLINE));
+            self.signal(uuid, &Signal::Overdue(DEADLINE));
+        }
+    }
+
+    /// Takes in a signal about one GPU, and publishes what it changes: most
+    /// change nothing, and a snapshot is not for nothing.
+    fn signal(&mut self, uuid: &GpuUuid, signal: &Signal) {
+        let now = self.monitor.now();
+        if self.monitor.inventory.signal(now, uuid, signal) {
             self.monitor.publish();
         }
     }
@@ -327,11 +328,7 @@ impl<'a> Session<'a> {
         let Some(uuid) = &event.uuid else {
             return self.probe_all();
         };
-        let now = self.monitor.now();
-        self.monitor
-            .inventory
-            .signal(now, uuid, &Signal::Xid(event.xid));
-        self.monitor.publish();
+        self.signal(uuid, &Signal::Xid(event.xid));
         if class != XidClass::Application {
             self.probe(uuid.clone());
         }

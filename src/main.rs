@@ -70,13 +70,14 @@ fn serve(config: Config) -> anyhow::Result<ExitCode> {
 }
 
 /// Few threads: the kubelet asks little, and a second worker keeps the probes
-/// answered should a file system block the first.
+/// answered should a file system block the first. Those for calls into the
+/// driver outlive the time between two polls: making one costs more than a call.
 fn runtime() -> std::io::Result<Runtime> {
     Builder::new_multi_thread()
         .worker_threads(2)
         .thread_name("worker")
         .max_blocking_threads(64)
-        .thread_keep_alive(Duration::from_millis(100))
+        .thread_keep_alive(Duration::from_secs(30))
         .enable_all()
         .build()
 }

@@ -104,7 +104,9 @@ impl<'a> Session<'a> {
 
     /// Asks everything that is due.
     fn poll(&mut self) {
-        if !self.driver_known || self.monitor.node.driver.is_err() {
+        let files = self.monitor.node.driver.as_ref();
+        // Files may be replaced under a session that lives on.
+        if !self.driver_known || !files.is_ok_and(DriverFiles::are_there) {
             self.ask_driver();
         }
         self.ask(Key::Count, |library| Answer::Count(library.count()));

@@ -53,8 +53,8 @@ pub(super) struct Session<'a> {
     scan: Option<Scan>,
     /// When the last enumeration ended, and how many GPUs it counted.
     last_scan: Option<(Instant, u32)>,
-    /// The driver's version and files are known.
-    driver_known: bool,
+    /// The driver has told its version, or is overdue with it.
+    driver_told: bool,
 }
 
 impl<'a> Session<'a> {
@@ -72,7 +72,7 @@ impl<'a> Session<'a> {
             events: Subscription::default(),
             scan: None,
             last_scan: None,
-            driver_known: false,
+            driver_told: false,
         }
     }
 
@@ -106,7 +106,7 @@ impl<'a> Session<'a> {
     fn poll(&mut self) {
         let files = self.monitor.node.driver.as_ref();
         // Files may be replaced under a session that lives on.
-        if !self.driver_known || !files.is_ok_and(DriverFiles::are_there) {
+        if !self.driver_told || !files.is_ok_and(DriverFiles::are_there) {
             self.ask_driver();
         }
         self.ask(Key::Count, |library| Answer::Count(library.count()));
@@ -163,9 +163,9 @@ impl<'a> Session<'a> {
     fn answered(&mut self, key: &Key, answer: Answer) -> Option<LibraryError> {
         match answer {
             Answer::Driver(Ok((version, files))) => {
-                self.driver_known = true;
+                self.driver_told = true;
                 self.monitor.driver_found(&version, files);
-                self.monitor.publish();
+                self.publish();
             }
             Answer::Driver(Err(error)) | Answer::Count(Err(error)) => {
                 self.monitor.count_error(error.call);
@@ -226,15 +226,21 @@ impl<'a> Session<'a> {
         let first = self.last_scan.is_none();
         self.last_scan = Some((Instant::now(), scan.count));
         self.tell_unidentified(&scan, &silent);
-        if first || !self.monitor.complete {
+        if first {
             info!(gpus = scan.count, "GPUs enumerated");
             // A GPU that has just been read needs no probe to be listed.
             self.probe_all();
         }
-        self.monitor.complete = true;
-        self.monitor.publish();
+        self.publish();
         let found = self.monitor.inventory.found();
         self.events.subscribe(&self.library, found);
+    }
+
+    /// Publishes what is known now, once all is: a list made before would call
+    /// the GPUs unhealthy for want of an answer that is on its way.
+    fn publish(&mut self) {
+        self.monitor.complete |= self.driver_told && self.last_scan.is_some();
+        self.monitor.publish();
     }
 
     /// A GPU without a name cannot be listed, so the operator is told here.
@@ -291,13 +297,19 @@ impl<'a> Session<'a> {
             seconds = DEADLINE.as_secs(),
             "the driver hangs: a call has not come back"
         );
-        if let Key::Probe(uuid) = key {
-            let now = self.monitor.now();
-            self.monitor
-                .inventory
-                .signal(now, uuid, &Signal::Overdue(DEADLINE));
-            self.monitor.publish();
+        match key {
+            Key::Probe(uuid) => {
+                let now = self.monitor.now();
+                let overdue = Signal::Overdue(DEADLINE);
+                self.monitor.inventory.signal(now, uuid, &overdue);
+            }
+            Key::Driver => {
+                self.driver_told = true;
+                self.monitor.driver_silent(call, DEADLINE);
+            }
+            Key::Count | Key::Read(_) => {}
         }
+        self.publish();
     }
 
     fn noticed(&mut self, notice: Notice) {

@@ -298,8 +298,9 @@ pub fn program() -> &'static str {
 /// Where a plugin serves HTTP, as its log says.
 pub async fn http_address(plugin: &PluginProcess) -> SocketAddr {
     let line = plugin.wait_for_line("serving /livez", LONG).await.unwrap();
-    let (_, address) = line.text.split_once("address=").expect("an address");
-    let address = address.split_whitespace().next().expect("a word");
+    let (_, address) = line.text.rsplit_once("address").expect("an address");
+    // `address=127.0.0.1:1` in text, `address":"127.0.0.1:1"}` in JSON.
+    let address = address.trim_matches(|letter: char| !letter.is_ascii_digit());
     address.parse().expect("an address and port")
 }
 

@@ -144,10 +144,10 @@ async fn nvidias_plugin_is_known_by_its_socket_and_has_the_name_while_it_lives()
     let running = running(Takeover::ClosesReplaced).await;
     let folder = running.kubelet.folder();
     let rival = Stub::serve(folder, "nvidia-gpu.sock", healthy(&["GPU-a"])).unwrap();
+    rival.register().await.unwrap();
     let line = running.plugin.wait_for_line(TOLD, LONG).await.unwrap();
     assert!(line.text.contains("nvidia-gpu.sock"), "{}", line.text);
     running.metric_reaches(RIVALS, 1.0).await;
-    rival.register().await.unwrap();
     running.unready("nvidia-gpu.sock").await;
     running.counts(1, 1).await;
 

@@ -22,10 +22,7 @@ use tonic::{Code, Streaming};
 
 async fn next(stream: &mut Streaming<ListAndWatchResponse>) -> Vec<Device> {
     let list = timeout(LONG, stream.message()).await;
-    list.expect("a list")
-        .unwrap()
-        .expect("an open stream")
-        .devices
+    list.unwrap().unwrap().unwrap().devices
 }
 
 fn healthy(list: &[Device]) -> usize {

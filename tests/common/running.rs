@@ -292,7 +292,10 @@ pub fn spawn(node: &SimulatedNode, extra: &[&str]) -> PluginProcess {
 
 /// The plugin's binary: Cargo names it to tests and benches only.
 pub fn program() -> &'static str {
-    option_env!("CARGO_BIN_EXE_gpu-device-plugin").expect("a test or a bench")
+    match option_env!("CARGO_BIN_EXE_gpu-device-plugin") {
+        Some(program) => program,
+        None => panic!("neither a test nor a bench"),
+    }
 }
 
 /// Where a plugin serves HTTP, as its log says.

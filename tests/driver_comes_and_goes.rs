@@ -287,8 +287,9 @@ async fn a_gpu_that_does_not_say_its_name_is_told_and_the_others_are_served() {
     node.fail(1, "nvmlDeviceGetUUID", Return::GpuIsLost);
     let running = Running::on(node, options(), &[]).await;
     running.counts(2, 2).await;
-    let body = running.unready("index 1: nvmlDeviceGetUUID").await;
+    let body = running.noted("index 1: nvmlDeviceGetUUID").await;
     assert!(body.contains("the others are served"), "{body}");
+    assert_eq!(running.metric("unidentified_gpus").await, Some(1.0));
     running.node.restore(1);
     running.counts(3, 3).await;
     running.ready().await;
@@ -303,7 +304,7 @@ async fn a_gpu_whose_reading_hangs_holds_the_others_up_for_10_s_at_the_most() {
     let devices = running.kubelet.devices(RESOURCE);
     let served = devices.iter().filter(|device| device.health == "Healthy");
     assert_eq!(served.count(), 2);
-    running.unready("index 1: NVML does not answer").await;
+    running.noted("index 1: NVML does not answer").await;
     running.node.restore(1);
     running.counts(3, 3).await;
     running.ready().await;

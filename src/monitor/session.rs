@@ -44,6 +44,14 @@ struct Scan {
     readings: Vec<Reading>,
 }
 
+/// An enumeration that has ended.
+struct Scanned {
+    at: Instant,
+    count: u32,
+    /// Every GPU said who it is.
+    all_identified: bool,
+}
+
 pub(super) struct Session<'a> {
     monitor: &'a mut Monitor,
     library: Arc<dyn GpuLibrary>,
@@ -51,8 +59,7 @@ pub(super) struct Session<'a> {
     number: u64,
     events: Subscription,
     scan: Option<Scan>,
-    /// When the last enumeration ended, and how many GPUs it counted.
-    last_scan: Option<(Instant, u32)>,
+    last_scan: Option<Scanned>,
     /// The driver has told its version, or is overdue with it.
     driver_told: bool,
 }
@@ -186,8 +193,11 @@ impl<'a> Session<'a> {
     fn counted(&mut self, count: u32) {
         let due = match self.last_scan {
             None => true,
-            Some((at, counted)) => {
-                counted != count || at.elapsed() >= RESCAN || self.monitor.inventory.any_amiss()
+            Some(last) => {
+                last.count != count
+                    || !last.all_identified
+                    || last.at.elapsed() >= RESCAN
+                    || self.monitor.inventory.any_amiss()
             }
         };
         if !due || self.scan.is_some() {
@@ -224,8 +234,11 @@ impl<'a> Session<'a> {
             .inventory
             .scanned(now, &scan.readings, &silent, DEADLINE);
         let first = self.last_scan.is_none();
-        self.last_scan = Some((Instant::now(), scan.count));
-        self.tell_unidentified(&scan, &silent);
+        self.last_scan = Some(Scanned {
+            at: Instant::now(),
+            count: scan.count,
+            all_identified: self.tell_unidentified(&scan, &silent),
+        });
         if first {
             info!(gpus = scan.count, "GPUs enumerated");
             // A GPU that has just been read needs no probe to be listed.
@@ -243,8 +256,10 @@ impl<'a> Session<'a> {
         self.monitor.publish();
     }
 
-    /// A GPU without a name cannot be listed, so the operator is told here.
-    fn tell_unidentified(&self, scan: &Scan, silent: &[u32]) {
+    /// A GPU without a name cannot be listed, so the operator is told here. The
+    /// others are served all the same: this is no reason not to be ready.
+    /// Whether there is none.
+    fn tell_unidentified(&self, scan: &Scan, silent: &[u32]) -> bool {
         let mut untold: Vec<_> = scan
             .readings
             .iter()
@@ -258,14 +273,17 @@ impl<'a> Session<'a> {
                 .iter()
                 .map(|index| format!("index {index}: NVML does not answer")),
         );
-        if untold.is_empty() {
-            self.monitor.readiness.ready(GPUS);
-        } else {
-            let what = format!("not readable: {}; the others are served", untold.join("; "));
-            if self.monitor.readiness.missing(GPUS, what.clone()) {
-                warn!(what, "some GPUs cannot be read");
-            }
+        let count = i64::try_from(untold.len()).unwrap_or(i64::MAX);
+        self.monitor.metrics.unidentified.set(count);
+        self.monitor.readiness.ready(GPUS);
+        let what = (!untold.is_empty())
+            .then(|| format!("not readable: {}; the others are served", untold.join("; ")));
+        if self.monitor.readiness.note(GPUS, what.as_deref())
+            && let Some(what) = what
+        {
+            warn!(what, "some GPUs cannot be read");
         }
+        count == 0
     }
 
     fn probed(&mut self, key: &Key, result: Result<Vitals, LibraryError>) -> Option<LibraryError> {

@@ -171,7 +171,17 @@ impl Running {
         .await
     }
 
-    /// Waits until /readyz answers 200.
+    /// Waits until /readyz answers 200 with this text in a note.
+    pub async fn noted(&self, note: &str) -> String {
+        let what = format!("/readyz to note {note:?}");
+        self.eventually(&what, || async {
+            let (status, body) = self.get("/readyz").await;
+            (status == 200 && body.contains(note)).then_some(body)
+        })
+        .await
+    }
+
+    /// Waits until /readyz answers 200, and notes nothing.
     pub async fn ready(&self) {
         self.eventually("/readyz to be ready", || async {
             (self.get("/readyz").await == (200, "ok\n".to_owned())).then_some(())

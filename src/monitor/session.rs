@@ -191,7 +191,7 @@ impl<'a> Session<'a> {
     }
 
     fn counted(&mut self, count: u32) {
-        let due = match self.last_scan {
+        let due = match &self.last_scan {
             None => true,
             Some(last) => {
                 last.count != count

@@ -3,11 +3,11 @@
 //! clap reads, and knows which flag or variable a value came from; the values
 //! are checked here, so that every fault is told at once and not the first only.
 
+mod values;
+
 use std::ffi::OsString;
 use std::fmt;
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::parser::ValueSource;
@@ -15,13 +15,10 @@ use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 use tracing::level_filters::LevelFilter;
 
 use crate::config::{Config, HostPaths};
-use crate::driver::DriverRoot;
-use crate::driver::nodes::DevRoot;
 use crate::plugin::listener;
 use crate::telemetry::LogFormat;
 
-/// Where the host's driver root is mounted in our own manifest, as in NVIDIA's.
-const CONTAINER_DRIVER_ROOT: &str = "/driver-root";
+use self::values::{absolute, address, dev_root_paths, driver_root_paths, interval, resource_name};
 
 /// Serve the GPUs of this node to its kubelet.
 ///
@@ -438,118 +435,6 @@ fn default_of(id: &str) -> Option<Option<String>> {
     })
 }
 
-fn absolute(text: &str) -> Result<PathBuf, String> {
-    let path = PathBuf::from(text);
-    if path.is_absolute() {
-        Ok(path)
-    } else {
-        Err("is not an absolute path".into())
-    }
-}
-
-fn driver_root_paths(host: PathBuf, container: Option<PathBuf>) -> DriverRoot {
-    let mounted = Path::new(CONTAINER_DRIVER_ROOT);
-    let here = container.unwrap_or_else(|| {
-        if mounted.is_dir() {
-            mounted.into()
-        } else {
-            host.clone()
-        }
-    });
-    DriverRoot::new(host, here)
-}
-
-fn dev_root_paths(host: Option<PathBuf>, driver_root: &DriverRoot) -> DevRoot {
-    let in_driver_root = driver_root.here().join("dev/nvidiactl").exists();
-    let host = host.unwrap_or_else(|| {
-        if in_driver_root {
-            driver_root.host().into()
-        } else {
-            "/".into()
-        }
-    });
-    // Below the driver root it is seen where that is seen.
-    let here = match host.strip_prefix(driver_root.host()) {
-        Ok(rest) if driver_root.here().join(rest).join("dev").is_dir() => {
-            driver_root.here().join(rest)
-        }
-        _ => host.clone(),
-    };
-    DevRoot::new(host, here)
-}
-
-/// An address and port; `:9402` means every address, as Go programs have it.
-fn address(text: &str) -> Result<SocketAddr, String> {
-    let full = if text.starts_with(':') {
-        format!("0.0.0.0{text}")
-    } else {
-        text.to_owned()
-    };
-    full.parse()
-        .map_err(|_| "is not an address and port such as 0.0.0.0:9402".into())
-}
-
-fn interval(text: &str) -> Result<Duration, String> {
-    const FAULT: &str = "is not a time such as 5s, 500ms or 1m, from 100ms to 10m";
-    let digits = text.trim_end_matches(|letter: char| letter.is_ascii_alphabetic());
-    let number: u32 = digits.parse().map_err(|_| FAULT)?;
-    let unit = match &text[digits.len()..] {
-        "ms" => Duration::from_millis(1),
-        "s" => Duration::from_secs(1),
-        "m" => Duration::from_secs(60),
-        _ => return Err(FAULT.into()),
-    };
-    let time = unit.saturating_mul(number);
-    let allowed = Duration::from_millis(100)..=Duration::from_secs(600);
-    if allowed.contains(&time) {
-        Ok(time)
-    } else {
-        Err(FAULT.into())
-    }
-}
-
-/// A name that the kubelet takes for an extended resource (Kubernetes'
-/// pkg/apis/core/v1/helper/helpers.go, `IsExtendedResourceName`).
-fn resource_name(text: &str) -> Result<String, String> {
-    let Some((domain, name)) = text.split_once('/') else {
-        return Err("has no domain, as nvidia.com/gpu has".into());
-    };
-    if domain == "kubernetes.io" || domain.ends_with(".kubernetes.io") {
-        return Err("is in the domain kubernetes.io, which the kubelet refuses".into());
-    }
-    if text.starts_with("requests.") {
-        return Err("begins with requests., which the kubelet refuses".into());
-    }
-    // The kubelet checks the name with "requests." before it: 253 in all.
-    let label = |label: &str| {
-        label.len() <= 63
-            && edges(label, |letter| {
-                letter.is_ascii_lowercase() || letter.is_ascii_digit()
-            })
-            && label
-                .bytes()
-                .all(|l| l.is_ascii_lowercase() || l.is_ascii_digit() || l == b'-')
-    };
-    if domain.len() > 253 - "requests.".len() || !domain.split('.').all(label) {
-        return Err(format!(
-            "has a domain, {domain:?}, that is no DNS name in lower case"
-        ));
-    }
-    let letters = |letter: u8| letter.is_ascii_alphanumeric() || b"-_.".contains(&letter);
-    if name.len() > 63 || !edges(name, |l| l.is_ascii_alphanumeric()) || !name.bytes().all(letters)
-    {
-        return Err(
-            "has a name after the slash that is not 1 to 63 letters, digits, '-', '_' or '.', with a letter or digit at both ends"
-                .into(),
-        );
-    }
-    Ok(text.into())
-}
-
-fn edges(text: &str, allowed: impl Fn(u8) -> bool) -> bool {
-    text.bytes().next().is_some_and(&allowed) && text.bytes().last().is_some_and(&allowed)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -594,57 +479,6 @@ mod tests {
     }
 
     #[test]
-    fn resource_names_are_those_that_the_kubelet_takes() {
-        for good in [
-            "nvidia.com/gpu",
-            "nvidia.com/mig-1g.10gb",
-            "a/B_c.d-e",
-            "x.y.z/1",
-        ] {
-            assert_eq!(resource_name(good).as_deref(), Ok(good));
-        }
-        for bad in [
-            "gpu",
-            "/gpu",
-            "nvidia.com/",
-            "nvidia.com/g+u",
-            "nvidia.com/a/b",
-            "Nvidia.com/gpu",
-            "kubernetes.io/gpu",
-            "x.kubernetes.io/gpu",
-            "requests.nvidia.com/gpu",
-            "a..b/gpu",
-            "nvidia.com/-gpu",
-            "-a/gpu",
-        ] {
-            assert!(resource_name(bad).is_err(), "{bad}");
-        }
-        assert!(resource_name(&format!("nvidia.com/{}", "g".repeat(64))).is_err());
-        assert!(resource_name(&format!("{}/gpu", "a.".repeat(124) + "com")).is_err());
-    }
-
-    #[test]
-    fn times_and_addresses() {
-        assert_eq!(interval("500ms"), Ok(Duration::from_millis(500)));
-        assert_eq!(interval("1m"), Ok(Duration::from_secs(60)));
-        for bad in [
-            "",
-            "5",
-            "s",
-            "0s",
-            "11m",
-            "-1s",
-            "5 s",
-            "99999999999s",
-            "5µs",
-        ] {
-            assert!(interval(bad).is_err(), "{bad}");
-        }
-        assert_eq!(address(":9402"), Ok(([0, 0, 0, 0], 9402).into()));
-        assert!(address("9402").is_err());
-    }
-
-    #[test]
     fn a_path_too_long_for_a_socket_is_told_before_the_start() {
         let long = format!("/{}", "a".repeat(90));
         let errors = errors(&["--device-plugin-dir", &long]);
@@ -652,17 +486,5 @@ mod tests {
             errors[0].contains("shorten it or --resource-name by"),
             "{errors:?}"
         );
-    }
-
-    #[test]
-    fn the_driver_root_of_a_container_is_told_from_the_hosts() {
-        let here = tempfile::tempdir().unwrap();
-        std::fs::create_dir_all(here.path().join("dev")).unwrap();
-        std::fs::write(here.path().join("dev/nvidiactl"), "").unwrap();
-        let root = driver_root_paths("/run/nvidia/driver".into(), Some(here.path().into()));
-        let dev = dev_root_paths(None, &root);
-        assert_eq!(dev, DevRoot::new("/run/nvidia/driver", here.path()));
-        let elsewhere = dev_root_paths(Some("/".into()), &root);
-        assert_eq!(elsewhere, DevRoot::new("/", "/"));
     }
 }

@@ -72,6 +72,13 @@ impl DriverFiles {
         Search::new(root, Architecture::HERE)?.files(version)
     }
 
+    /// Whether every file that was found is still there.
+    #[must_use]
+    pub fn are_there(&self) -> bool {
+        let mut files = self.libraries.iter().chain(&self.binaries);
+        files.all(|file| file.here.is_file())
+    }
+
     /// Where a container sees each file.
     ///
     /// Every library is bound at its SONAME in each folder that a loader of this

@@ -3,6 +3,7 @@
 //! Nothing in this module knows a resource, a kubelet or a container.
 
 pub mod calls;
+mod error;
 pub mod events;
 pub mod nvml;
 

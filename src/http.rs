@@ -52,13 +52,17 @@ async fn livez(State(outside): State<Outside>) -> Response {
     }
 }
 
-/// 503 with a line for each thing that is missing.
+/// 503 with a line for each thing that is missing; 200 and `ok` where nothing
+/// is. Notes follow, on what is amiss and holds nothing up.
 async fn readyz(State(outside): State<Outside>) -> Response {
     let missing = outside.readiness.list();
-    if missing.is_empty() {
-        return "ok\n".into_response();
-    }
-    (StatusCode::SERVICE_UNAVAILABLE, missing.join("\n") + "\n").into_response()
+    let (status, mut lines) = if missing.is_empty() {
+        (StatusCode::OK, vec!["ok".to_owned()])
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, missing)
+    };
+    lines.extend(outside.readiness.notes());
+    (status, lines.join("\n") + "\n").into_response()
 }
 
 async fn encode_metrics(State(outside): State<Outside>) -> Response {

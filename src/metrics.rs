@@ -89,6 +89,8 @@ pub struct Metrics {
     pub xids: Family<XidLabels, Counter>,
     /// `gpu_device_plugin_nvml_errors_total`.
     pub nvml_errors: Family<NvmlLabels, Counter>,
+    /// `gpu_device_plugin_unidentified_gpus`.
+    pub unidentified: Gauge,
     /// `gpu_device_plugin_nvml_session`: 1 while there is one.
     pub session: Gauge,
 }
@@ -113,6 +115,7 @@ impl Metrics {
             rivals: Family::default(),
             xids: Family::default(),
             nvml_errors: Family::default(),
+            unidentified: Gauge::default(),
             session: Gauge::default(),
         };
         metrics.register();
@@ -177,6 +180,11 @@ impl Metrics {
             "nvml_errors",
             "Calls of NVML that failed or did not come back, by function",
             self.nvml_errors.clone(),
+        );
+        registry.register(
+            "unidentified_gpus",
+            "GPUs that are enumerated and do not tell their UUID: they cannot be listed",
+            self.unidentified.clone(),
         );
         registry.register(
             "nvml_session",

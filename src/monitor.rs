@@ -205,6 +205,14 @@ impl Monitor {
         self.node.driver = files.map_err(|error| UnhealthyReason::NoDriverFiles(error.to_string()));
     }
 
+    /// Says that there is a session, with a driver that does not tell its
+    /// version: its files cannot be told from another driver's.
+    fn driver_silent(&mut self, call: &'static str, deadline: Duration) {
+        let error = OpenError::Hung(call, deadline);
+        self.readiness.missing(DRIVER, error.to_string());
+        self.node.driver = Err(UnhealthyReason::NoDriver(error.to_string()));
+    }
+
     fn count_error(&self, call: &'static str) {
         self.metrics
             .nvml_errors

@@ -10,6 +10,7 @@ pub struct Readiness(Arc<Mutex<Parts>>);
 #[derive(Debug, Default)]
 struct Parts {
     missing: BTreeMap<String, String>,
+    notes: BTreeMap<String, String>,
     /// What only a restart of this process can mend.
     fatal: Option<String>,
 }
@@ -24,6 +25,24 @@ impl Readiness {
     /// Says that `part` has all it needs. True where that is news.
     pub fn ready(&self, part: &str) -> bool {
         self.lock().missing.remove(part).is_some()
+    }
+
+    /// Says what is amiss with `part` and keeps nothing from being served, or
+    /// that this is over. True where that is news.
+    pub fn note(&self, part: &str, what: Option<&str>) -> bool {
+        let mut parts = self.lock();
+        let before = match what {
+            Some(what) => parts.notes.insert(part.into(), what.into()),
+            None => parts.notes.remove(part),
+        };
+        before.as_deref() != what
+    }
+
+    /// A line for each note: `note: part: what`.
+    pub fn notes(&self) -> Vec<String> {
+        let parts = self.lock();
+        let line = |(part, what): (&String, &String)| format!("note: {part}: {what}");
+        parts.notes.iter().map(line).collect()
     }
 
     /// Says that nothing but a restart of this process helps any more, or that
@@ -55,6 +74,17 @@ impl Readiness {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_note_keeps_nothing_from_being_ready() {
+        let readiness = Readiness::default();
+        assert!(readiness.note("gpus", Some("one is silent")));
+        assert!(!readiness.note("gpus", Some("one is silent")));
+        assert_eq!(readiness.notes(), ["note: gpus: one is silent"]);
+        assert!(readiness.list().is_empty());
+        assert!(readiness.note("gpus", None));
+        assert!(!readiness.note("gpus", None));
+    }
 
     #[test]
     fn news_is_said_once() {

@@ -19,7 +19,7 @@ use nvml_wrapper_sys::bindings::{
     nvmlDevice_t, nvmlEventData_t, nvmlEventSet_t, nvmlEventTypeXidCriticalError,
 };
 
-use super::nvml::failed;
+use super::error::failed;
 use super::{ErrorKind, EventSource, GpuUuid, LibraryError, XidEvent};
 
 /// NVML's word for "no instance" in an event of a GPU without MIG.

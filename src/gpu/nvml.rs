@@ -14,10 +14,11 @@ use nvml_wrapper::structs::device::FieldId;
 use nvml_wrapper::sys_exports::field_id::NVML_FI_DEV_GET_GPU_RECOVERY_ACTION;
 use nvml_wrapper::{Device, Nvml};
 
+use super::error::{failed, supported};
 use super::events::NvmlEvents;
 use super::{
-    ComputeCapability, ErrorKind, EventSource, Gpu, GpuLibrary, GpuUuid, LibraryError, OpenError,
-    Reading, Vitals,
+    ComputeCapability, EventSource, Gpu, GpuLibrary, GpuUuid, LibraryError, OpenError, Reading,
+    Vitals,
 };
 
 /// The name by which the loader finds NVML.
@@ -177,52 +178,6 @@ fn recovery_action(device: &Device<'_>) -> Result<Option<u32>, LibraryError> {
         Some(SampleValue::U64(action)) => u32::try_from(action).ok(),
         _ => None,
     })
-}
-
-/// What a call answered, or nothing where the GPU or the library lacks it: a
-/// function that a driver branch does not have is no fault of the GPU.
-fn supported<T>(
-    call: &'static str,
-    answer: Result<T, NvmlError>,
-) -> Result<Option<T>, LibraryError> {
-    match answer {
-        Ok(value) => Ok(Some(value)),
-        Err(error) => match failed(call, error) {
-            LibraryError {
-                kind: ErrorKind::NotSupported,
-                ..
-            } => Ok(None),
-            error => Err(error),
-        },
-    }
-}
-
-/// An NVML error with the function that it came from.
-#[expect(
-    clippy::needless_pass_by_value,
-    reason = "made for map_err, which gives a value"
-)]
-pub(super) fn failed(call: &'static str, error: NvmlError) -> LibraryError {
-    let kind = match error {
-        NvmlError::GpuLost => ErrorKind::GpuLost,
-        NvmlError::ResetRequired => ErrorKind::ResetRequired,
-        NvmlError::NotFound => ErrorKind::NotFound,
-        NvmlError::NotSupported
-        | NvmlError::FunctionNotFound
-        | NvmlError::InvalidArg
-        | NvmlError::FailedToLoadSymbol(_) => ErrorKind::NotSupported,
-        NvmlError::Timeout => ErrorKind::Timeout,
-        NvmlError::Uninitialized
-        | NvmlError::DriverNotLoaded
-        | NvmlError::LibRmVersionMismatch
-        | NvmlError::LibraryNotFound => ErrorKind::Session,
-        _ => ErrorKind::Other,
-    };
-    LibraryError {
-        call,
-        kind,
-        message: error.to_string(),
-    }
 }
 
 /// The NUMA node of a PCI device as sysfs tells it; none where it says -1,

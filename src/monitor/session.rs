@@ -44,6 +44,14 @@ struct Scan {
     readings: Vec<Reading>,
 }
 
+/// An enumeration that has ended.
+struct Scanned {
+    at: Instant,
+    count: u32,
+    /// Every GPU said who it is.
+    all_identified: bool,
+}
+
 pub(super) struct Session<'a> {
     monitor: &'a mut Monitor,
     library: Arc<dyn GpuLibrary>,
@@ -51,10 +59,9 @@ pub(super) struct Session<'a> {
     number: u64,
     events: Subscription,
     scan: Option<Scan>,
-    /// When the last enumeration ended, and how many GPUs it counted.
-    last_scan: Option<(Instant, u32)>,
-    /// The driver's version and files are known.
-    driver_known: bool,
+    last_scan: Option<Scanned>,
+    /// The driver has told its version, or is overdue with it.
+    driver_told: bool,
 }
 
 impl<'a> Session<'a> {
@@ -72,7 +79,7 @@ impl<'a> Session<'a> {
             events: Subscription::default(),
             scan: None,
             last_scan: None,
-            driver_known: false,
+            driver_told: false,
         }
     }
 
@@ -104,7 +111,9 @@ impl<'a> Session<'a> {
 
     /// Asks everything that is due.
     fn poll(&mut self) {
-        if !self.driver_known || self.monitor.node.driver.is_err() {
+        let files = self.monitor.node.driver.as_ref();
+        // Files may be replaced under a session that lives on.
+        if !self.driver_told || !files.is_ok_and(DriverFiles::are_there) {
             self.ask_driver();
         }
         self.ask(Key::Count, |library| Answer::Count(library.count()));
@@ -161,9 +170,9 @@ impl<'a> Session<'a> {
     fn answered(&mut self, key: &Key, answer: Answer) -> Option<LibraryError> {
         match answer {
             Answer::Driver(Ok((version, files))) => {
-                self.driver_known = true;
+                self.driver_told = true;
                 self.monitor.driver_found(&version, files);
-                self.monitor.publish();
+                self.publish();
             }
             Answer::Driver(Err(error)) | Answer::Count(Err(error)) => {
                 self.monitor.count_error(error.call);
@@ -182,10 +191,13 @@ impl<'a> Session<'a> {
     }
 
     fn counted(&mut self, count: u32) {
-        let due = match self.last_scan {
+        let due = match &self.last_scan {
             None => true,
-            Some((at, counted)) => {
-                counted != count || at.elapsed() >= RESCAN || self.monitor.inventory.any_amiss()
+            Some(last) => {
+                last.count != count
+                    || !last.all_identified
+                    || last.at.elapsed() >= RESCAN
+                    || self.monitor.inventory.any_amiss()
             }
         };
         if !due || self.scan.is_some() {
@@ -222,21 +234,32 @@ impl<'a> Session<'a> {
             .inventory
             .scanned(now, &scan.readings, &silent, DEADLINE);
         let first = self.last_scan.is_none();
-        self.last_scan = Some((Instant::now(), scan.count));
-        self.tell_unidentified(&scan, &silent);
-        if first || !self.monitor.complete {
+        self.last_scan = Some(Scanned {
+            at: Instant::now(),
+            count: scan.count,
+            all_identified: self.tell_unidentified(&scan, &silent),
+        });
+        if first {
             info!(gpus = scan.count, "GPUs enumerated");
             // A GPU that has just been read needs no probe to be listed.
             self.probe_all();
         }
-        self.monitor.complete = true;
-        self.monitor.publish();
+        self.publish();
         let found = self.monitor.inventory.found();
         self.events.subscribe(&self.library, found);
     }
 
-    /// A GPU without a name cannot be listed, so the operator is told here.
-    fn tell_unidentified(&self, scan: &Scan, silent: &[u32]) {
+    /// Publishes what is known now, once all is: a list made before would call
+    /// the GPUs unhealthy for want of an answer that is on its way.
+    fn publish(&mut self) {
+        self.monitor.complete |= self.driver_told && self.last_scan.is_some();
+        self.monitor.publish();
+    }
+
+    /// A GPU without a name cannot be listed, so the operator is told here. The
+    /// others are served all the same: this is no reason not to be ready.
+    /// Whether there is none.
+    fn tell_unidentified(&self, scan: &Scan, silent: &[u32]) -> bool {
         let mut untold: Vec<_> = scan
             .readings
             .iter()
@@ -250,14 +273,17 @@ impl<'a> Session<'a> {
                 .iter()
                 .map(|index| format!("index {index}: NVML does not answer")),
         );
-        if untold.is_empty() {
-            self.monitor.readiness.ready(GPUS);
-        } else {
-            let what = format!("not readable: {}; the others are served", untold.join("; "));
-            if self.monitor.readiness.missing(GPUS, what.clone()) {
-                warn!(what, "some GPUs cannot be read");
-            }
+        let count = i64::try_from(untold.len()).unwrap_or(i64::MAX);
+        self.monitor.metrics.unidentified.set(count);
+        self.monitor.readiness.ready(GPUS);
+        let what = (!untold.is_empty())
+            .then(|| format!("not readable: {}; the others are served", untold.join("; ")));
+        if self.monitor.readiness.note(GPUS, what.as_deref())
+            && let Some(what) = what
+        {
+            warn!(what, "some GPUs cannot be read");
         }
+        count == 0
     }
 
     fn probed(&mut self, key: &Key, result: Result<Vitals, LibraryError>) -> Option<LibraryError> {
@@ -285,13 +311,23 @@ impl<'a> Session<'a> {
             seconds = DEADLINE.as_secs(),
             "the driver hangs: a call has not come back"
         );
-        if let Key::Probe(uuid) = key {
-            self.signal(uuid, &Signal::Overdue(DEADLINE));
+        match key {
+            Key::Probe(uuid) => {
+                let now = self.monitor.now();
+                let overdue = Signal::Overdue(DEADLINE);
+                self.monitor.inventory.signal(now, uuid, &overdue);
+            }
+            Key::Driver => {
+                self.driver_told = true;
+                self.monitor.driver_silent(call, DEADLINE);
+            }
+            Key::Count | Key::Read(_) => {}
         }
+        self.publish();
     }
 
     /// Takes in a signal about one GPU, and publishes what it changes: most
-    /// change nothing, and a snapshot is not for nothing.
+    /// change nothing, and making a snapshot is work.
     fn signal(&mut self, uuid: &GpuUuid, signal: &Signal) {
         let now = self.monitor.now();
         if self.monitor.inventory.signal(now, uuid, signal) {

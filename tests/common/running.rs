@@ -171,7 +171,17 @@ impl Running {
         .await
     }
 
-    /// Waits until /readyz answers 200.
+    /// Waits until /readyz answers 200 with this text in a note.
+    pub async fn noted(&self, note: &str) -> String {
+        let what = format!("/readyz to note {note:?}");
+        self.eventually(&what, || async {
+            let (status, body) = self.get("/readyz").await;
+            (status == 200 && body.contains(note)).then_some(body)
+        })
+        .await
+    }
+
+    /// Waits until /readyz answers 200, and notes nothing.
     pub async fn ready(&self) {
         self.eventually("/readyz to be ready", || async {
             (self.get("/readyz").await == (200, "ok\n".to_owned())).then_some(())
@@ -292,14 +302,18 @@ pub fn spawn(node: &SimulatedNode, extra: &[&str]) -> PluginProcess {
 
 /// The plugin's binary: Cargo names it to tests and benches only.
 pub fn program() -> &'static str {
-    option_env!("CARGO_BIN_EXE_gpu-device-plugin").expect("a test or a bench")
+    match option_env!("CARGO_BIN_EXE_gpu-device-plugin") {
+        Some(program) => program,
+        None => panic!("neither a test nor a bench"),
+    }
 }
 
 /// Where a plugin serves HTTP, as its log says.
 pub async fn http_address(plugin: &PluginProcess) -> SocketAddr {
     let line = plugin.wait_for_line("serving /livez", LONG).await.unwrap();
-    let (_, address) = line.text.split_once("address=").expect("an address");
-    let address = address.split_whitespace().next().expect("a word");
+    let (_, address) = line.text.rsplit_once("address").expect("an address");
+    // `address=127.0.0.1:1` in text, `address":"127.0.0.1:1"}` in JSON.
+    let address = address.trim_matches(|letter: char| !letter.is_ascii_digit());
     address.parse().expect("an address and port")
 }
 

@@ -212,10 +212,8 @@ pub fn sweep(folder: &Path) -> Vec<String> {
     left.extend(left_by_pods(folder));
     for container in containers_of(folder) {
         let id = container.file_name().unwrap_or_default();
-        if let Ok(address) = fs::read_to_string(container.join("address")) {
-            drop(fs::remove_file(
-                address.trim().trim_start_matches("unix://"),
-            ));
+        if let Some(socket) = shim_socket(&container) {
+            drop(fs::remove_file(socket));
         }
         let state = Path::new("/run/containerd/runc/k8s.io").join(id);
         drop(fs::remove_dir_all(state));
@@ -340,6 +338,17 @@ fn containers_of(folder: &Path) -> Vec<PathBuf> {
     let tasks = folder.join("state/io.containerd.runtime.v2.task/k8s.io");
     let entries = fs::read_dir(tasks).into_iter().flatten().flatten();
     entries.map(|entry| entry.path()).collect()
+}
+
+/// The socket of a container's shim, outside the temporary folder: containerd 2
+/// notes it in the one file, containerd 1 in the other.
+fn shim_socket(container: &Path) -> Option<PathBuf> {
+    let files = ["bootstrap.json", "address"].map(|file| container.join(file));
+    let note = files
+        .iter()
+        .find_map(|file| fs::read_to_string(file).ok())?;
+    let socket = note.split("unix://").nth(1)?.split(['"', '\n']).next()?;
+    Some(socket.into())
 }
 
 /// Mounts below the folder, the inner ones first.

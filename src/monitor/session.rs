@@ -51,8 +51,9 @@ pub(super) struct Session<'a> {
     number: u64,
     events: Subscription,
     scan: Option<Scan>,
-    /// When the last enumeration ended, and how many GPUs it counted.
-    last_scan: Option<(Instant, u32)>,
+    /// When the last enumeration ended, how many GPUs it counted, and whether
+    /// each said who it is.
+    last_scan: Option<(Instant, u32, bool)>,
     /// The driver's version and files are known.
     driver_known: bool,
 }
@@ -186,8 +187,11 @@ impl<'a> Session<'a> {
     fn counted(&mut self, count: u32) {
         let due = match self.last_scan {
             None => true,
-            Some((at, counted)) => {
-                counted != count || at.elapsed() >= RESCAN || self.monitor.inventory.any_amiss()
+            Some((at, counted, named)) => {
+                counted != count
+                    || !named
+                    || at.elapsed() >= RESCAN
+                    || self.monitor.inventory.any_amiss()
             }
         };
         if !due || self.scan.is_some() {
@@ -224,8 +228,8 @@ impl<'a> Session<'a> {
             .inventory
             .scanned(now, &scan.readings, &silent, DEADLINE);
         let first = self.last_scan.is_none();
-        self.last_scan = Some((Instant::now(), scan.count));
-        self.tell_unidentified(&scan, &silent);
+        let named = self.tell_unidentified(&scan, &silent);
+        self.last_scan = Some((Instant::now(), scan.count, named));
         if first || !self.monitor.complete {
             info!(gpus = scan.count, "GPUs enumerated");
             // A GPU that has just been read needs no probe to be listed.
@@ -237,8 +241,9 @@ impl<'a> Session<'a> {
         self.events.subscribe(&self.library, found);
     }
 
-    /// A GPU without a name cannot be listed, so the operator is told here.
-    fn tell_unidentified(&self, scan: &Scan, silent: &[u32]) {
+    /// A GPU without a name cannot be listed, so the operator is told here. True
+    /// where there is none.
+    fn tell_unidentified(&self, scan: &Scan, silent: &[u32]) -> bool {
         let mut untold: Vec<_> = scan
             .readings
             .iter()
@@ -252,7 +257,8 @@ impl<'a> Session<'a> {
                 .iter()
                 .map(|index| format!("index {index}: NVML does not answer")),
         );
-        if untold.is_empty() {
+        let named = untold.is_empty();
+        if named {
             self.monitor.readiness.ready(GPUS);
         } else {
             let what = format!("not readable: {}; the others are served", untold.join("; "));
@@ -260,6 +266,7 @@ impl<'a> Session<'a> {
                 warn!(what, "some GPUs cannot be read");
             }
         }
+        named
     }
 
     fn probed(&mut self, key: &Key, result: Result<Vitals, LibraryError>) -> Option<LibraryError> {

@@ -12,8 +12,11 @@ use std::time::{Duration, Instant};
 
 use common::kubelet::KubeletPeer;
 use common::nvml::{DRIVER_LIBRARIES, Return, SimulatedNode, State, simulated_nvml_library};
-use common::running::{LONG, RESOURCE, Running, options};
+use common::running::{LONG, RESOURCE, Running, measured, options};
 use tonic::Code;
+
+/// A few of the tests' polls.
+const NOTICED: Duration = Duration::from_secs(1);
 
 /// A plugin beside a kubelet on a node that may have no driver.
 async fn beside(node: SimulatedNode) -> Running {
@@ -291,7 +294,10 @@ async fn a_gpu_that_does_not_say_its_name_is_told_and_the_others_are_served() {
     assert!(body.contains("the others are served"), "{body}");
     assert_eq!(running.metric("unidentified_gpus").await, Some(1.0));
     running.node.restore(1);
+    let mended = Instant::now();
     running.counts(3, 3).await;
+    let time = [mended.elapsed()];
+    measured("a GPU served once it can be read", &time, NOTICED);
     running.ready().await;
     running.kubelet.assert_no_violations();
 }
@@ -306,7 +312,10 @@ async fn a_gpu_whose_reading_hangs_holds_the_others_up_for_10_s_at_the_most() {
     assert_eq!(served.count(), 2);
     running.noted("index 1: NVML does not answer").await;
     running.node.restore(1);
+    let mended = Instant::now();
     running.counts(3, 3).await;
+    let time = [mended.elapsed()];
+    measured("a GPU served once it can be read", &time, NOTICED);
     running.ready().await;
     running.kubelet.assert_no_violations();
 }

@@ -79,6 +79,7 @@ async fn an_xid_is_not_forgiven_by_the_next_poll() {
     running.node.xid(1, 79);
     running.counts(1, 2).await;
     running.pass_time().await;
+    running.counts(1, 2).await;
     assert_eq!(healthy(&running), [true, false]);
     running.kubelet.assert_no_violations();
 }
@@ -259,6 +260,7 @@ async fn a_call_that_does_not_come_back_makes_its_gpu_unhealthy_and_no_other() {
     let reason = refusal(&running, 1).await;
     assert!(reason.contains("does not answer"), "{reason}");
     running.pass_time().await;
+    running.counts(2, 3).await;
     assert_eq!(healthy(&running), [true, false, true]);
     running.node.restore(1);
     running.counts(3, 3).await;

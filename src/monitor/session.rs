@@ -8,6 +8,7 @@ use tracing::{debug, info, warn};
 
 use super::subscription::{Notice, Subscription};
 use super::{GPUS, Monitor};
+use crate::device::UnhealthyReason;
 use crate::driver::{DriverError, DriverFiles};
 use crate::gpu::calls::{Calls, DEADLINE, Outcome};
 use crate::gpu::{ErrorKind, GpuLibrary, GpuUuid, LibraryError, Reading, Vitals, XidEvent};
@@ -166,7 +167,7 @@ impl<'a> Session<'a> {
             Answer::Driver(Ok((version, files))) => {
                 self.driver_known = true;
                 self.monitor.driver_found(&version, files);
-                self.monitor.publish();
+                self.publish();
             }
             Answer::Driver(Err(error)) | Answer::Count(Err(error)) => {
                 self.monitor.count_error(error.call);
@@ -235,10 +236,18 @@ impl<'a> Session<'a> {
             // A GPU that has just been read needs no probe to be listed.
             self.probe_all();
         }
-        self.monitor.complete = true;
-        self.monitor.publish();
+        self.publish();
         let found = self.monitor.inventory.found();
         self.events.subscribe(&self.library, found);
+    }
+
+    /// Publishes, once there is a first list worth telling: after an enumeration,
+    /// and after an answer about the driver, or the want of one, as every device
+    /// would be unhealthy for that moment.
+    fn publish(&mut self) {
+        let asked = self.driver_known || self.calls.is_overdue(&Key::Driver);
+        self.monitor.complete |= asked && self.last_scan.is_some();
+        self.monitor.publish();
     }
 
     /// A GPU without a name cannot be listed, so the operator is told here. True
@@ -298,6 +307,11 @@ impl<'a> Session<'a> {
             seconds = DEADLINE.as_secs(),
             "the driver hangs: a call has not come back"
         );
+        if *key == Key::Driver && !self.driver_known {
+            let reason = UnhealthyReason::NotAnswering(DEADLINE.as_secs());
+            self.monitor.node.driver = Err(reason);
+            self.publish();
+        }
         if let Key::Probe(uuid) = key {
             let now = self.monitor.now();
             self.monitor

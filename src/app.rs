@@ -63,7 +63,15 @@ impl App {
         let (hint, hints) = watch::channel(0);
         let devices = monitor.snapshots();
         let (outside, seen) = (metrics.clone(), readiness.clone());
-        let actor = Actor::new(&folder, &resource, devices, hints, metrics, readiness);
+        let actor = Actor::new(
+            &folder,
+            &resource,
+            devices,
+            hints,
+            rescan.clone(),
+            metrics,
+            readiness,
+        );
 
         let mut tasks = JoinSet::new();
         let stop = shutdown.clone();
@@ -95,6 +103,7 @@ impl App {
 
     /// Looks at all GPUs and at the driver again, now.
     pub fn rescan(&self) {
+        info!("looking at all GPUs and at the driver again, as asked");
         self.rescan.notify_one();
     }
 

@@ -137,6 +137,13 @@ pub struct Common {
     pub mounts: Vec<DriverMount>,
 }
 
+impl Common {
+    /// The first node that does not exist.
+    pub fn missing_node(&self) -> Option<&DeviceNode> {
+        self.nodes.iter().find(|node| !node.here.exists())
+    }
+}
+
 /// All devices of one resource at one moment, sorted by ID, and what belongs
 /// to each answer about them. Shared and never changed: a new moment is a new
 /// snapshot.

@@ -183,6 +183,12 @@ pub enum OpenError {
         /// The loaded kernel module's version.
         module: String,
     },
+    /// `NVML_ERROR_UNKNOWN`, which is also what a process gets that may not open
+    /// the device nodes.
+    #[error(
+        "{0}: an internal driver error occurred; where the process may not open /dev/nvidiactl (a container that is not privileged), NVML says no more than this"
+    )]
+    Internal(String),
     /// The device nodes cannot be opened.
     #[error(
         "no permission: {0} may not open the device nodes; run privileged, or open the device cgroup for the NVIDIA majors"

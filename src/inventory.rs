@@ -127,7 +127,7 @@ impl Inventory {
                 .map(DriverFiles::mounts)
                 .unwrap_or_default(),
         };
-        let missing = common.nodes.iter().find(|node| !node.here.exists());
+        let missing = common.missing_node();
         let devices = self.gpus.iter().map(|(uuid, entry)| {
             let nodes: Vec<_> = entry
                 .gpu

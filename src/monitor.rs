@@ -34,6 +34,9 @@ const GPUS: &str = "gpus";
 /// The part of [`Readiness`] that the files for containers are.
 const DRIVER_FILES: &str = "driver files";
 
+/// The part of [`Readiness`] that `/dev/nvidiactl` and its like are.
+const DEVICE_NODES: &str = "device nodes";
+
 const FIRST_RETRY: Duration = Duration::from_millis(200);
 const LONGEST_RETRY: Duration = Duration::from_secs(5);
 /// A session that lasted this long was a good one.
@@ -50,8 +53,17 @@ pub fn nvml_opener(config: &Config) -> Arc<Opener> {
         let library = paths.nvml_library.clone();
         let library = library.or_else(|| driver::nvml_library(&paths.driver_root));
         let module = driver::kernel_module_version(&paths.procfs, &paths.sysfs);
-        let nvml = NvmlLibrary::open(library.as_deref(), &paths.sysfs, module)?;
-        Ok(Arc::new(nvml) as Arc<dyn GpuLibrary>)
+        match NvmlLibrary::open(library.as_deref(), &paths.sysfs, module) {
+            Ok(nvml) => Ok(Arc::new(nvml) as Arc<dyn GpuLibrary>),
+            // It was the loader's turn because the driver root has none.
+            Err(OpenError::NoLibrary(loader)) if library.is_none() => {
+                Err(OpenError::NoLibrary(format!(
+                    "none under the driver root {}, and {loader}",
+                    paths.driver_root
+                )))
+            }
+            Err(error) => Err(error),
+        }
     })
 }
 
@@ -231,6 +243,7 @@ impl Monitor {
             return;
         }
         let snapshot = self.inventory.devices(&self.node);
+        self.tell_nodes(&snapshot);
         self.snapshots.send_if_modified(|last| {
             if **last == snapshot {
                 return false;
@@ -240,6 +253,19 @@ impl Monitor {
             *last = Arc::new(snapshot);
             true
         });
+    }
+
+    /// Without the nodes that every container gets, no GPU is served.
+    fn tell_nodes(&self, snapshot: &DeviceSnapshot) {
+        match snapshot.common.missing_node() {
+            Some(node) => {
+                let reason = UnhealthyReason::NoDeviceNode(node.host.clone());
+                self.readiness.missing(DEVICE_NODES, reason.to_string());
+            }
+            None => {
+                self.readiness.ready(DEVICE_NODES);
+            }
+        }
     }
 
     fn count_devices(&self, snapshot: &DeviceSnapshot) {

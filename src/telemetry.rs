@@ -26,7 +26,13 @@ pub fn init(format: LogFormat, level: LevelFilter) {
         LogFormat::Text => registry.with(lines.with_ansi(false)).init(),
         LogFormat::Json => {
             registry
-                .with(lines.json().flatten_event(true).with_span_list(false))
+                .with(
+                    lines
+                        .json()
+                        .flatten_event(true)
+                        .with_current_span(false)
+                        .with_span_list(false),
+                )
                 .init();
         }
     }

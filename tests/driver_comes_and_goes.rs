@@ -231,8 +231,26 @@ async fn a_device_node_that_is_missing_makes_its_devices_unhealthy_with_the_reme
 
     fs::remove_file(running.node.dev().join("nvidiactl")).unwrap();
     running.counts(0, 2).await;
+    running.unready("dev/nvidiactl does not exist").await;
     fs::write(running.node.dev().join("nvidiactl"), "").unwrap();
     running.counts(2, 2).await;
+    running.ready().await;
+    running.kubelet.assert_no_violations();
+}
+
+#[tokio::test]
+async fn an_answer_that_is_not_true_any_more_is_looked_into_without_waiting_for_a_poll() {
+    let seldom = ["--health-poll-interval", "10m"];
+    let running = Running::on(SimulatedNode::new(2), options(), &seldom).await;
+    running.counts(2, 2).await;
+    fs::remove_dir_all(running.node.driver_library_dir()).unwrap();
+    let refused = running.allocate(&[0]).await.unwrap_err();
+    assert_eq!(refused.code(), Code::FailedPrecondition);
+    assert!(
+        refused.message().contains("does not exist any more"),
+        "{refused}"
+    );
+    running.counts(0, 2).await;
     running.kubelet.assert_no_violations();
 }
 

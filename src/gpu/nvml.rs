@@ -55,6 +55,7 @@ impl NvmlLibrary {
                     library: name,
                     module: module.unwrap_or_else(|| "unknown".into()),
                 },
+                NvmlError::Unknown => OpenError::Internal(name),
                 NvmlError::NoPermission => OpenError::NoPermission(name),
                 error => OpenError::Failed(failed("nvmlInit_v2", error)),
             })?;

@@ -60,6 +60,8 @@ pub(super) struct Session<'a> {
     events: Subscription,
     scan: Option<Scan>,
     last_scan: Option<Scanned>,
+    /// Somebody asked for an enumeration.
+    scan_due: bool,
     /// The driver has told its version, or is overdue with it.
     driver_told: bool,
 }
@@ -79,6 +81,7 @@ impl<'a> Session<'a> {
             events: Subscription::default(),
             scan: None,
             last_scan: None,
+            scan_due: false,
             driver_told: false,
         }
     }
@@ -96,8 +99,7 @@ impl<'a> Session<'a> {
                 notice = self.events.next() => { self.noticed(notice); None }
                 _ = poll.tick() => { self.poll(); None }
                 () = rescan.notified() => {
-                    info!("looking at all GPUs again, as asked");
-                    self.last_scan = None;
+                    self.scan_due = true;
                     self.ask_driver();
                     self.poll();
                     None
@@ -200,9 +202,10 @@ impl<'a> Session<'a> {
                     || self.monitor.inventory.any_amiss()
             }
         };
-        if !due || self.scan.is_some() {
+        if self.scan.is_some() || !(due || self.scan_due) {
             return;
         }
+        self.scan_due = false;
         self.scan = Some(Scan {
             count,
             readings: Vec::new(),

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
 
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -58,6 +58,7 @@ impl Actor {
         resource: &str,
         devices: watch::Receiver<Arc<DeviceSnapshot>>,
         hints: watch::Receiver<u64>,
+        rescan: Arc<Notify>,
         metrics: Arc<Metrics>,
         readiness: Readiness,
     ) -> Self {
@@ -67,6 +68,7 @@ impl Actor {
             resource: resource.into(),
             devices,
             streams: streams.clone(),
+            rescan,
             metrics: metrics.clone(),
         };
         readiness.missing(resource, "no devices to advertise yet");

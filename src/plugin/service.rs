@@ -4,14 +4,14 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status};
 use tracing::info;
 
 use super::connection::ConnectionInfo;
 use super::streams::{Streams, Ticket};
-use crate::allocate::response;
+use crate::allocate::response::{self, AllocateError};
 use crate::api::v1beta1::device_plugin_server::DevicePlugin;
 use crate::api::v1beta1::{
     AllocateRequest, AllocateResponse, DevicePluginOptions, Empty, ListAndWatchResponse,
@@ -30,6 +30,8 @@ pub struct Service {
     pub devices: watch::Receiver<Arc<DeviceSnapshot>>,
     /// Its streams.
     pub streams: Streams,
+    /// Woken where the node is not what the snapshot says.
+    pub rescan: Arc<Notify>,
     /// What is counted.
     pub metrics: Arc<Metrics>,
 }
@@ -50,7 +52,8 @@ impl DevicePlugin for Service {
         let peer = connection.and_then(|connection| connection.peer.peer_cred);
         let (uid, pid) = (
             peer.map(|peer| peer.uid()),
-            peer.and_then(|peer| peer.pid()),
+            // 0: of another PID namespace, and no help.
+            peer.and_then(|peer| peer.pid()).filter(|pid| *pid > 0),
         );
         info!(resource = self.resource, uid, pid, "list stream opened");
         let ticket = self
@@ -85,6 +88,10 @@ impl DevicePlugin for Service {
         let snapshot = self.devices.borrow().clone();
         let answer = response::allocate(&snapshot, &request).map_err(|error| {
             info!(resource = self.resource, %error, "allocation refused");
+            if matches!(error, AllocateError::Gone(_)) {
+                // Not at the next poll: controllers make pods faster than that.
+                self.rescan.notify_one();
+            }
             error.into_status()
         })?;
         let devices = request

@@ -33,10 +33,13 @@ impl Streams {
     /// Takes note of a connection: open until what is returned is dropped.
     pub fn accept(&self) -> Accepted {
         let mut number = 0;
-        self.0.send_modify(|state| {
+        // No news: whoever looks whether we live connects, and two copies that
+        // looked at each such connection would keep each other busy.
+        self.0.send_if_modified(|state| {
             number = state.accepted;
             state.accepted += 1;
             state.connections.insert(number, false);
+            false
         });
         let streams = self.clone();
         Accepted { number, streams }
@@ -80,13 +83,14 @@ impl Streams {
         }
     }
 
-    /// Tells when a stream was opened or closed.
+    /// Tells when a stream was opened or closed, or a connection that carried
+    /// one was.
     pub fn changes(&self) -> Changes {
         Changes(self.0.subscribe())
     }
 }
 
-/// Tells when a stream was opened or closed.
+/// See [`Streams::changes`].
 #[derive(Debug)]
 pub struct Changes(watch::Receiver<State>);
 
@@ -115,8 +119,9 @@ impl Accepted {
 
 impl Drop for Accepted {
     fn drop(&mut self) {
-        self.streams.0.send_modify(|state| {
-            state.connections.remove(&self.number);
+        self.streams.0.send_if_modified(|state| {
+            let carried = state.connections.remove(&self.number);
+            carried.unwrap_or(false)
         });
     }
 }
@@ -181,5 +186,18 @@ mod tests {
         assert_eq!(streams.now(), now(vec![1], 1));
         drop(connection);
         assert_eq!(streams.now(), now(vec![1], 0));
+    }
+
+    #[tokio::test]
+    async fn a_connection_without_a_stream_is_no_news() {
+        let streams = Streams::default();
+        let mut changes = streams.changes();
+        drop(streams.accept());
+        assert!(is_pending(changes.changed()));
+        let connection = streams.accept();
+        drop(streams.open(Some(connection.number())));
+        changes.changed().await;
+        drop(connection);
+        changes.changed().await;
     }
 }

@@ -144,9 +144,12 @@ static void run(const char *program) {
 }
 
 static void answer(const char *question) {
-    if (question[strlen(question) - 1] == '/')
-        list_nodes(question);
-    else
+    char folder[256];
+    size_t length = strlen(question);
+    if (question[length - 1] == '/') {
+        snprintf(folder, sizeof folder, "%.*s", (int)length - 1, question);
+        list_nodes(folder);
+    } else
         (strchr(question, ':') ? call : run)(question);
 }
 

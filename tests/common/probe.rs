@@ -36,7 +36,10 @@ pub fn compile(program: &Path, system: Option<&Path>) {
     fs::write(&source, include_str!("probe.c")).expect("write the probe's source");
     let mut compile = Command::new("cc");
     if let Some(system) = system {
+        let libraries = system.join(LIBRARY_FOLDER.trim_start_matches('/'));
         compile.arg(format!("--sysroot={}", system.display()));
+        // Or this machine's come first, which are beside the compiler's own.
+        compile.arg("-B").arg(&libraries).arg("-L").arg(&libraries);
     }
     compile.args(["-O1", "-Wall", "-Werror", "-o"]);
     output(compile.arg(program).arg(&source).arg("-ldl"));
@@ -101,6 +104,14 @@ impl Findings {
         facts
             .map(|(_, about, what)| (about.as_str(), what.as_str()))
             .collect()
+    }
+
+    /// Takes out the facts of one kind about what begins so.
+    pub fn take(&mut self, kind: &str, begins: &str) -> BTreeMap<String, String> {
+        let of =
+            |(of, about, _): &(String, String, String)| of == kind && about.starts_with(begins);
+        let taken = self.0.extract_if(.., |fact| of(fact));
+        taken.map(|(_, about, what)| (about, what)).collect()
     }
 }
 

@@ -2,7 +2,8 @@
 //!
 //! `DRIVER_ROOTS` names folders, separated by colons, each with the unpacked
 //! packages of one driver and called by its version, such as
-//! `/tmp/drivers/550.163.01`. Nothing is installed and no GPU is needed.
+//! `/tmp/drivers/550.163.01`; `.ci/driver-packages` unpacks three. Nothing is
+//! installed and no GPU is needed.
 
 #![allow(
     clippy::unwrap_used,

@@ -162,7 +162,7 @@ fn config(answer: &ContainerAllocateResponse, arguments: &[&str], dev: &Path, us
         nodes.push(node(&device.container_path, (major, minor)));
         rules.push(
             json!({"allow": true, "type": "c", "major": major, "minor": minor,
-                          "access": device.permissions}),
+                          "access": &device.permissions}),
         );
     }
     for entry in fs::read_dir(dev).into_iter().flatten().flatten() {

@@ -2,7 +2,8 @@
 //!
 //! `DRIVER_ROOTS` names folders, separated by colons, each with the unpacked
 //! packages of one driver and called by its version, such as
-//! `/tmp/drivers/550.163.01`. Nothing is installed and no GPU is needed.
+//! `/tmp/drivers/550.163.01`; `.ci/driver-packages` unpacks three. Nothing is
+//! installed and no GPU is needed.
 
 #![allow(
     clippy::unwrap_used,
@@ -10,12 +11,14 @@
     reason = "a test that cannot go on says so"
 )]
 
+mod common;
+
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{self, Write};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
+use common::system::skip;
 use gpu_device_plugin::driver::{DriverFiles, DriverRoot, nvml_library};
 use object::LittleEndian;
 use object::elf::{DT_SONAME, FileHeader64};
@@ -72,9 +75,7 @@ const GOLDEN: &[(&str, &[&str])] = &[
 /// Runs `check` on each root with its version; says loudly when there is none.
 fn each_root(test: &str, check: impl Fn(&Path, &str)) {
     let Some(roots) = std::env::var_os("DRIVER_ROOTS").filter(|roots| !roots.is_empty()) else {
-        // Not through a macro: those lines are hidden when a test passes.
-        let line = format!("\n*** SKIPPED {test}: DRIVER_ROOTS names no unpacked driver ***\n");
-        io::stderr().write_all(line.as_bytes()).unwrap();
+        skip(test, "DRIVER_ROOTS names no unpacked driver");
         return;
     };
     for root in std::env::split_paths(&roots) {

@@ -45,9 +45,10 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use common::nvml::{DRIVER_LIBRARIES, Purpose};
-use image::LIBRARY_FOLDER;
-use node::{Node, skip};
-use pod::{Findings, Pod};
+use common::probe::{Findings, LIBRARY_FOLDER};
+use common::system::skip;
+use node::Node;
+use pod::Pod;
 use wait::eventually;
 
 /// A plugin that is asked to end does so, whatever the kubelet does.
@@ -104,7 +105,7 @@ async fn pods_get_gpus_of_their_own_and_the_driver() {
     let second = node.run_pod("second", 1).await;
     assert!(first.devices.is_disjoint(&second.devices));
     for pod in [&first, &second] {
-        let findings = Findings::of(&node.machine.kubelet, &pod.name, 0).await;
+        let findings = pod::findings(&node.machine.kubelet, &pod.name, 0).await;
         node.assert_nodes(pod, &findings);
         assert_simulated_driver(&node, &findings);
         assert_plain_environment(&findings);
@@ -119,7 +120,7 @@ async fn a_pod_gets_as_many_as_it_asks_for_or_none() {
     };
     node.start().await;
     let pair = node.run_pod("pair", 2).await;
-    let findings = Findings::of(&node.machine.kubelet, &pair.name, 0).await;
+    let findings = pod::findings(&node.machine.kubelet, &pair.name, 0).await;
     node.assert_nodes(&pair, &findings);
 
     pod::start(&node.machine.kubelet, "three", 3, &[]);
@@ -256,7 +257,7 @@ async fn assert_restarts_with_its_device(node: &Node, pod: &Pod) {
     ));
     assert_ne!(now.container, pod.container);
     assert_eq!(now.devices, pod.devices);
-    let findings = Findings::of(&node.machine.kubelet, &pod.name, 1).await;
+    let findings = pod::findings(&node.machine.kubelet, &pod.name, 1).await;
     node.assert_nodes(&now, &findings);
     assert_simulated_driver(node, &findings);
     node.say("it has the same device");
@@ -282,7 +283,7 @@ async fn the_libraries_of_a_real_driver_load() {
     ];
     pod::start(kubelet, "driver", 1, &questions);
     let pod = pod::wait_running(kubelet, "driver", 0).await;
-    let findings = Findings::of(kubelet, "driver", 0).await;
+    let findings = pod::findings(kubelet, "driver", 0).await;
     node.assert_nodes(&pod, &findings);
     let loaded = findings.all("loaded");
     for soname in [

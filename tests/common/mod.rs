@@ -12,8 +12,11 @@
     reason = "a node that cannot be laid out ends the test, with the reason"
 )]
 
+pub mod device_nodes;
 pub mod elf;
 pub mod kubelet;
 pub mod nvml;
 pub mod plugin;
+pub mod probe;
 pub mod running;
+pub mod system;

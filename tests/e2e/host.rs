@@ -4,12 +4,13 @@ use std::collections::BTreeSet;
 use std::env;
 use std::fs;
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
+
+use crate::common::system::{is_root, on_path, try_output};
 
 /// The kubelet's folder for device plugins, which no flag of it moves.
 pub const DEVICE_PLUGINS: &str = "/var/lib/kubelet/device-plugins";
@@ -24,7 +25,7 @@ pub fn kubelet() -> Result<PathBuf, String> {
     if !kubelet.is_file() {
         return Err(format!("{} is no file", kubelet.display()));
     }
-    if fs::metadata("/proc/self").map_or(1, |process| process.uid()) != 0 {
+    if !is_root() {
         return Err("not root".into());
     }
     for program in ["containerd", "ctr", "runc"] {
@@ -33,33 +34,6 @@ pub fn kubelet() -> Result<PathBuf, String> {
         }
     }
     Ok(kubelet)
-}
-
-/// The first program of this name.
-pub fn on_path(program: &str) -> Option<PathBuf> {
-    let path = env::var_os("PATH")?;
-    let mut places = env::split_paths(&path).map(|folder| folder.join(program));
-    places.find(|place| place.is_file())
-}
-
-/// The command's standard output; its failure is the test's.
-pub fn output(command: &mut Command) -> String {
-    match try_output(command) {
-        Ok(output) => output,
-        Err(error) => panic!("{error}"),
-    }
-}
-
-/// The command's standard output, or all that it said.
-pub fn try_output(command: &mut Command) -> Result<String, String> {
-    let done = command.stdin(Stdio::null()).output();
-    let done = done.map_err(|error| format!("{command:?}: {error}"))?;
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
-    if done.status.success() {
-        return Ok(text(&done.stdout));
-    }
-    let said = text(&[done.stdout, done.stderr].concat());
-    Err(format!("{command:?}: {}: {said}", done.status))
 }
 
 /// Sends a signal by its name to a process that this test owns.

@@ -13,6 +13,7 @@ use super::host::{self, Before};
 use super::image;
 use super::kubelet::Kubelet;
 use super::wait::LONG;
+use crate::common::system;
 
 /// Dropped, it ends all pods, the kubelet and the runtime, and leaves the
 /// machine as it was. What nobody should have left fails the test.
@@ -55,7 +56,7 @@ impl Machine {
         let mut command = Command::new("containerd");
         command.arg("--config").arg(config);
         self.containerd = Some(Daemon::start("containerd", &mut command, folder));
-        let accepts = || host::try_output(self.ctr().arg("version")).is_ok();
+        let accepts = || system::try_output(self.ctr().arg("version")).is_ok();
         if !host::holds_within(LONG, accepts) {
             panic!("containerd does not answer:\n{}", self.logs());
         }
@@ -63,7 +64,7 @@ impl Machine {
         import
             .args(["images", "import"])
             .arg(image::archive(folder));
-        host::output(&mut import);
+        system::output(&mut import);
     }
 
     /// containerd's own client.
@@ -76,13 +77,13 @@ impl Machine {
 
     /// The IDs of containers, sandboxes too, that have a process.
     pub fn running(&self) -> Result<String, String> {
-        host::try_output(self.ctr().args(["tasks", "list", "--quiet"]))
+        system::try_output(self.ctr().args(["tasks", "list", "--quiet"]))
     }
 
     /// Kills the processes of a container, given by its ID.
     pub fn kill_container(&self, id: &str) {
         let mut kill = self.ctr();
-        host::output(kill.args(["tasks", "kill", "--signal", "SIGKILL", id]));
+        system::output(kill.args(["tasks", "kill", "--signal", "SIGKILL", id]));
     }
 
     /// The ends of the logs.
@@ -158,7 +159,7 @@ pub fn socket(folder: &Path) -> PathBuf {
 /// The least that works: no network plugins, since the pods have the host's
 /// network, and no more power over the OOM killer than root has here.
 fn containerd_config(folder: &Path) -> String {
-    let version = host::output(Command::new("containerd").arg("--version"));
+    let version = system::output(Command::new("containerd").arg("--version"));
     let first_generation = version.contains(" v1.") || version.contains(" 1.");
     let (version, runtime, sandbox) = if first_generation {
         let sandbox = format!("sandbox_image = \"{}\"", image::NAME);

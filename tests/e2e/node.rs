@@ -1,8 +1,7 @@
 //! A whole node: simulated GPUs, the plugin, a kubelet and a runtime.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fs;
-use std::io::{Write, stderr};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -10,13 +9,13 @@ use std::time::{Duration, Instant};
 
 use super::host;
 use super::machine::{Machine, Turn};
-use super::pod::{self, Findings, Pod};
+use super::pod::{self, Pod};
 use super::wait::{LONG, eventually};
+use crate::common::device_nodes::DeviceNodes;
 use crate::common::nvml::SimulatedNode;
 use crate::common::plugin::{PluginProcess, http_get};
-
-/// NVIDIA's character devices.
-const MAJOR: u32 = 195;
+use crate::common::probe::Findings;
+use crate::common::system::{on_path, skip};
 
 /// The last line before the plugin is at rest.
 const REGISTERED: &str = "registered with the kubelet";
@@ -27,7 +26,7 @@ pub struct Node {
     pub machine: Machine,
     pub gpus: SimulatedNode,
     driver_root: PathBuf,
-    uvm_major: u32,
+    nodes: DeviceNodes,
     began: Instant,
 }
 
@@ -61,35 +60,17 @@ impl Node {
         let turn = Turn::wait();
         println!("--- {test}");
         let began = Instant::now();
+        let machine = Machine::new(kubelet, turn);
         let node = Self {
-            machine: Machine::new(kubelet, turn),
+            nodes: DeviceNodes::make(&machine.folder().join("dev-root/dev"), gpus),
+            machine,
             plugin: None,
             driver_root: driver.map_or_else(|| simulated.driver_root(), |(root, _)| root),
             gpus: simulated,
-            uvm_major: free_major(),
             began,
         };
-        node.make_device_nodes(gpus);
         node.say("containerd runs and has the image");
         Some(node)
-    }
-
-    /// A runtime passes on real device nodes only. No driver is behind these:
-    /// who may open one gets ENXIO, who may not EPERM.
-    fn make_device_nodes(&self, gpus: usize) {
-        let folder = self.dev_root().join("dev");
-        fs::create_dir_all(&folder).expect("create the folder of device nodes");
-        let gpus = (0..gpus).map(|minor| (format!("nvidia{minor}"), MAJOR, minor));
-        let common = [
-            ("nvidiactl".to_owned(), MAJOR, 255),
-            ("nvidia-uvm".to_owned(), self.uvm_major, 0),
-            ("nvidia-uvm-tools".to_owned(), self.uvm_major, 1),
-        ];
-        for (name, major, minor) in gpus.chain(common) {
-            let mut mknod = Command::new("mknod");
-            mknod.arg("--mode=0666").arg(folder.join(name)).arg("c");
-            host::output(mknod.args([major.to_string(), minor.to_string()]));
-        }
     }
 
     fn dev_root(&self) -> PathBuf {
@@ -239,34 +220,9 @@ impl Node {
     /// and may use those alone.
     pub fn assert_nodes(&self, pod: &Pod, findings: &Findings) {
         let minors = self.minors(&pod.devices);
-        let own = minors
-            .iter()
-            .map(|minor| (format!("/dev/nvidia{minor}"), format!("{MAJOR}:{minor}")));
-        let common = [
-            ("/dev/nvidiactl".to_owned(), format!("{MAJOR}:255")),
-            (
-                "/dev/nvidia-uvm".to_owned(),
-                format!("{}:0", self.uvm_major),
-            ),
-            (
-                "/dev/nvidia-uvm-tools".to_owned(),
-                format!("{}:1", self.uvm_major),
-            ),
-        ];
-        let expected: BTreeMap<_, _> = own.chain(common).collect();
-        let nodes = findings.all("node");
-        let numbers = nodes.iter().map(|(path, found)| {
-            let (numbers, opened) = found.split_once(' ').expect("numbers and a word");
-            assert_ne!(opened, "EPERM", "{} may not use {path}", pod.name);
-            ((*path).to_owned(), numbers.to_owned())
-        });
-        assert_eq!(numbers.collect::<BTreeMap<_, _>>(), expected, "{pod:?}");
-        for (numbers, opened) in findings.all("made") {
-            let minor = numbers.split(':').nth(1).expect("a minor number");
-            let minor = minor.parse::<u32>().expect("a number");
-            let may = minor == 255 || minors.contains(&minor);
-            assert_eq!(opened != "EPERM", may, "{}: {numbers}: {opened}", pod.name);
-        }
+        println!("{}", pod.name);
+        self.nodes.assert_given(&minors, findings);
+        self.nodes.assert_makes_none(&minors, findings);
     }
 
     /// The minor numbers of GPUs.
@@ -285,26 +241,9 @@ impl Node {
     }
 }
 
-/// Says loudly that a test does not run: not through the capture of the output.
-pub fn skip(test: &str, why: &str) {
-    writeln!(stderr(), "SKIPPED: {why}: {test}").expect("write to stderr");
-}
-
 /// Puts any real program in the place of the simulated one, which is a script
 /// and so none that the plugin would give.
 fn install_program(path: &Path) {
-    let program = host::on_path("true").expect("true on PATH");
+    let program = on_path("true").expect("true on PATH");
     fs::copy(program, path).expect("install a program");
-}
-
-/// A major number that no driver has, among those that Linux gives away itself
-/// (Documentation/admin-guide/devices.txt).
-fn free_major() -> u32 {
-    let taken = fs::read_to_string("/proc/devices").expect("read /proc/devices");
-    let taken: BTreeSet<u32> = taken
-        .lines()
-        .filter_map(|line| line.split_whitespace().next()?.parse().ok())
-        .collect();
-    let free = (384..=511).rev().find(|major| !taken.contains(major));
-    free.expect("a free major number")
 }

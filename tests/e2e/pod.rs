@@ -1,12 +1,13 @@
 //! Pods that look at what they were given.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use serde_json::json;
 
-use super::image::{LIBRARY_FOLDER, NAME, PROBE};
+use super::image::NAME;
 use super::kubelet::{Kubelet, RESOURCE};
 use super::wait::eventually;
+use crate::common::probe::{Findings, LIBRARY_FOLDER, PROBE};
 
 const CONTAINER: &str = "probe";
 
@@ -74,42 +75,17 @@ pub async fn wait_refused(kubelet: &Kubelet, name: &str) -> (String, String) {
     .await
 }
 
-/// What a probe found; see probe.c for its lines.
-#[derive(Debug)]
-pub struct Findings(Vec<(String, String, String)>);
-
-impl Findings {
-    /// Waits for all that the container said in its `attempt`-th life.
-    pub async fn of(kubelet: &Kubelet, pod: &str, attempt: usize) -> Self {
-        eventually(&format!("the probe in pod {pod} is done"), async || {
-            let log = kubelet.log_of(pod, CONTAINER, attempt).unwrap_or_default();
-            let said = said(&log);
-            if said.contains(&"done") {
-                Ok(Self(said.into_iter().map(fact).collect()))
-            } else {
-                Err(log)
-            }
-        })
-        .await
-    }
-
-    /// All facts of one kind, by what they are about.
-    pub fn all(&self, kind: &str) -> BTreeMap<&str, &str> {
-        let facts = self.0.iter().filter(|(of, ..)| of == kind);
-        facts
-            .map(|(_, about, what)| (about.as_str(), what.as_str()))
-            .collect()
-    }
+/// Waits for all that the container found in its `attempt`-th life.
+pub async fn findings(kubelet: &Kubelet, pod: &str, attempt: usize) -> Findings {
+    eventually(&format!("the probe in pod {pod} is done"), async || {
+        let log = kubelet.log_of(pod, CONTAINER, attempt).unwrap_or_default();
+        Findings::parse(said(&log)).ok_or(log)
+    })
+    .await
 }
 
 /// The lines on standard output, out of the log's `TIME STREAM TAG LINE`.
 fn said(log: &str) -> Vec<&str> {
     let lines = log.lines().filter_map(|line| line.split_once(" stdout F "));
     lines.map(|(_time, line)| line).collect()
-}
-
-fn fact(line: &str) -> (String, String, String) {
-    let mut words = line.splitn(3, ' ').map(str::to_owned);
-    let mut word = || words.next().unwrap_or_default();
-    (word(), word(), word())
 }

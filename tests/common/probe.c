@@ -1,4 +1,4 @@
-/* The only program of the test's image.
+/* The only program of the tests' images.
  *
  * Alone it waits for SIGTERM, which makes it the pods' sandbox. Given FOLDER
  * (where a loader of this machine looks for libraries) it says first what its
@@ -8,10 +8,12 @@
  *   node PATH MAJOR:MINOR OPENED       a device node of the driver's
  *   made MAJOR:MINOR OPENED            the same, of a node that it made itself
  *   file PATH WRITABLE                 a file of the driver's
+ *   is PATH DEVICE:INODE               which file that is
  *   loaded NAME PATH, unloadable NAME WHY
  *   call NAME:FUNCTION RESULT          for each further argument NAME:FUNCTION
  *   run PROGRAM STATUS                 for each further argument PROGRAM
- *   done
+ *   node PATH MAJOR:MINOR OPENED       for each further argument FOLDER/
+ *   done                               then it ends, if the last argument is "end"
  *
  * OPENED and WRITABLE are "ok" or the name of an error. */
 #define _GNU_SOURCE
@@ -30,8 +32,20 @@
 
 extern char **environ;
 
+/* C libraries before 2.32 have no strerrorname_np. */
 static const char *word(int failed) {
-    return failed ? strerrorname_np(errno) : "ok";
+    static char number[16];
+    switch (failed ? errno : 0) {
+    case 0: return "ok";
+    case EPERM: return "EPERM";
+    case EACCES: return "EACCES";
+    case ENXIO: return "ENXIO";
+    case ENODEV: return "ENODEV";
+    case EROFS: return "EROFS";
+    case ENOENT: return "ENOENT";
+    }
+    snprintf(number, sizeof number, "E%d", errno);
+    return number;
 }
 
 static int begins(const char *text, const char *with) {
@@ -45,13 +59,13 @@ static void try_open(const char *path) {
         close(fd);
 }
 
-static void list_nodes(void) {
-    DIR *folder = opendir("/dev");
+static void list_nodes(const char *of) {
+    DIR *folder = opendir(of);
     struct dirent *entry;
     while (folder && (entry = readdir(folder))) {
         char path[512];
         struct stat is;
-        snprintf(path, sizeof path, "/dev/%s", entry->d_name);
+        snprintf(path, sizeof path, "%s/%s", of, entry->d_name);
         if (!begins(entry->d_name, "nvidia") || stat(path, &is))
             continue;
         printf("node %s %u:%u", path, major(is.st_rdev), minor(is.st_rdev));
@@ -66,11 +80,11 @@ static void make_nodes(void) {
     static const unsigned minors[] = {0, 1, 2, 3, 4, 5, 6, 7, 255};
     for (size_t i = 0; i < sizeof minors / sizeof *minors; i++) {
         printf("made 195:%u", minors[i]);
-        if (mknod("/made", S_IFCHR | 0600, makedev(195, minors[i])))
+        if (mknod("/dev/made", S_IFCHR | 0600, makedev(195, minors[i])))
             printf(" %s\n", word(1));
         else
-            try_open("/made");
-        unlink("/made");
+            try_open("/dev/made");
+        unlink("/dev/made");
     }
 }
 
@@ -89,10 +103,14 @@ static void list_files(const char *path, int libraries) {
     while (folder && (entry = readdir(folder))) {
         const char *name = entry->d_name;
         char file[512];
+        struct stat is;
         if (!begins(name, "libcuda") && !begins(name, "libnvidia") && !begins(name, "nvidia-"))
             continue;
         snprintf(file, sizeof file, "%s/%s", path, name);
         printf("file %s %s\n", file, word(access(file, W_OK)));
+        if (stat(file, &is) == 0)
+            printf("is %s %llu:%llu\n", file, (unsigned long long)is.st_dev,
+                   (unsigned long long)is.st_ino);
         if (libraries)
             load(name);
     }
@@ -125,6 +143,16 @@ static void run(const char *program) {
     printf("run %s %d\n", program, WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status));
 }
 
+static void answer(const char *question) {
+    char folder[256];
+    size_t length = strlen(question);
+    if (question[length - 1] == '/') {
+        snprintf(folder, sizeof folder, "%.*s", (int)length - 1, question);
+        list_nodes(folder);
+    } else
+        (strchr(question, ':') ? call : run)(question);
+}
+
 int main(int argc, char **argv) {
     sigset_t ends;
     int signal;
@@ -136,14 +164,17 @@ int main(int argc, char **argv) {
     if (argc > 1) {
         for (char **variable = environ; *variable; variable++)
             printf("env %s\n", *variable);
-        list_nodes();
+        list_nodes("/dev");
         make_nodes();
         list_files(argv[1], 1);
         list_files("/usr/lib64", 0);
         list_files("/usr/bin", 0);
-        for (int i = 2; i < argc; i++)
-            (strchr(argv[i], ':') ? call : run)(argv[i]);
+        int ends_itself = strcmp(argv[argc - 1], "end") == 0;
+        for (int i = 2; i < argc - ends_itself; i++)
+            answer(argv[i]);
         puts("done");
+        if (ends_itself)
+            return 0;
     }
     sigwait(&ends, &signal);
     return 0;

@@ -1,0 +1,214 @@
+//! Containers by runc alone, from an answer of Allocate: what the kubelet and a
+//! runtime make of it, and nothing else.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::process::Command;
+use std::sync::OnceLock;
+
+use gpu_device_plugin::api::v1beta1::ContainerAllocateResponse;
+use serde_json::{Value, json};
+
+use crate::common::probe::{Findings, PROBE};
+use crate::common::system::try_output;
+use crate::image::Image;
+
+/// The only variables, and they are the image's.
+pub const ENVIRONMENT: [&str; 2] = ["HOME=/", "PATH=/usr/local/bin:/usr/bin:/bin"];
+
+/// Where a container has the nodes of all GPUs, as from somebody who gave it too
+/// much; it still may use its own alone.
+pub const EVERY_GPU: &str = "/dev/every";
+
+/// Seconds that a container may take; one that hangs is a failure.
+const LIMIT: &str = "60";
+
+/// What containerd leaves to a container's root, but for `CAP_MKNOD`
+/// (`defaultUnixCaps` of its package oci).
+const CAPABILITIES: [&str; 13] = [
+    "CAP_CHOWN",
+    "CAP_DAC_OVERRIDE",
+    "CAP_FSETID",
+    "CAP_FOWNER",
+    "CAP_NET_RAW",
+    "CAP_SETGID",
+    "CAP_SETUID",
+    "CAP_SETFCAP",
+    "CAP_SETPCAP",
+    "CAP_NET_BIND_SERVICE",
+    "CAP_SYS_CHROOT",
+    "CAP_KILL",
+    "CAP_AUDIT_WRITE",
+];
+
+/// Who the container's program is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum User {
+    /// Root that cannot make device nodes. With `CAP_MKNOD` the driver's
+    /// libraries would try, and answer for that.
+    Root,
+    /// Root as containerd has it.
+    RootWithNodes,
+    /// Anybody, with no capability.
+    Other,
+}
+
+impl User {
+    fn id(self) -> u32 {
+        if self == Self::Other { 1000 } else { 0 }
+    }
+
+    fn capabilities(self) -> Vec<&'static str> {
+        match self {
+            Self::Root => CAPABILITIES.to_vec(),
+            Self::RootWithNodes => [&CAPABILITIES[..], &["CAP_MKNOD"]].concat(),
+            Self::Other => Vec::new(),
+        }
+    }
+}
+
+/// Why this machine's runc can run no container at all, if it cannot: in a
+/// container without privileges for example.
+pub fn unable() -> Option<&'static str> {
+    static TRIED: OnceLock<Result<(), String>> = OnceLock::new();
+    let tried = TRIED.get_or_init(|| {
+        let nothing = ContainerAllocateResponse::default();
+        let image = Image::of_this_machine();
+        let done = try_run(&nothing, &image, Path::new("/nowhere"), User::Root, &[]);
+        done.map(drop)
+    });
+    tried.as_ref().err().map(String::as_str)
+}
+
+/// Runs the probe in a container of that image with what Allocate answered.
+/// `dev` holds the nodes of all GPUs, `questions` are for the probe.
+pub fn run(
+    answer: &ContainerAllocateResponse,
+    image: &Image,
+    dev: &Path,
+    user: User,
+    questions: &[&str],
+) -> Findings {
+    match try_run(answer, image, dev, user, questions) {
+        Ok(findings) => findings,
+        Err(error) => panic!("{error}"),
+    }
+}
+
+fn try_run(
+    answer: &ContainerAllocateResponse,
+    image: &Image,
+    dev: &Path,
+    user: User,
+    questions: &[&str],
+) -> Result<Findings, String> {
+    let bundle = tempfile::Builder::new().prefix("gpu-container-").tempdir();
+    let bundle = bundle.expect("create a bundle's folder");
+    image.unpack(&bundle.path().join("rootfs"));
+    let folder = image.library_folder();
+    let arguments = [&[PROBE, folder], questions, &["end"]].concat();
+    let config = config(answer, &arguments, dev, user);
+    fs::write(bundle.path().join("config.json"), config.to_string()).expect("write its config");
+    let container = Container::new(bundle.path());
+    let mut command = Command::new("timeout");
+    command.args(["--kill-after=5", LIMIT, "runc", "--root"]);
+    command.arg(bundle.path().join("state"));
+    command.args(["run", "--bundle"]).arg(bundle.path());
+    let said = try_output(command.arg(&container.id))?;
+    Findings::parse(said.lines()).ok_or_else(|| format!("the probe said only:\n{said}"))
+}
+
+/// A container's state, which goes with it, whatever became of it.
+struct Container<'b> {
+    bundle: &'b Path,
+    id: String,
+}
+
+impl<'b> Container<'b> {
+    fn new(bundle: &'b Path) -> Self {
+        let id = bundle.file_name().expect("a folder with a name");
+        let id = id.to_string_lossy().into_owned();
+        Self { bundle, id }
+    }
+}
+
+impl Drop for Container<'_> {
+    fn drop(&mut self) {
+        let mut delete = Command::new("runc");
+        delete.arg("--root").arg(self.bundle.join("state"));
+        // Nothing is left of one that ended by itself.
+        drop(try_output(delete.args(["delete", "--force", &self.id])));
+    }
+}
+
+/// The runtime's configuration. Everything is denied that is not allowed; the
+/// root is read-only.
+fn config(answer: &ContainerAllocateResponse, arguments: &[&str], dev: &Path, user: User) -> Value {
+    let mut mounts = vec![
+        json!({"destination": "/proc", "type": "proc", "source": "proc"}),
+        json!({"destination": "/dev", "type": "tmpfs", "source": "tmpfs",
+               "options": ["nosuid", "strictatime", "mode=755"]}),
+    ];
+    mounts.extend(answer.mounts.iter().map(|mount| {
+        let access = if mount.read_only { "ro" } else { "rw" };
+        json!({"destination": mount.container_path, "source": mount.host_path,
+               "type": "bind", "options": ["rbind", "rprivate", access]})
+    }));
+    let mut nodes = Vec::new();
+    let mut rules = vec![json!({"allow": false, "access": "rwm"})];
+    for device in &answer.devices {
+        let (major, minor) = numbers(Path::new(&device.host_path));
+        nodes.push(node(&device.container_path, (major, minor)));
+        rules.push(
+            json!({"allow": true, "type": "c", "major": major, "minor": minor,
+                          "access": &device.permissions}),
+        );
+    }
+    for entry in fs::read_dir(dev).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let place = format!("{EVERY_GPU}/{}", name.to_string_lossy());
+        nodes.push(node(&place, numbers(&entry.path())));
+    }
+    let variables = answer.envs.iter();
+    let variables = variables.map(|(name, value)| format!("{name}={value}"));
+    let environment: Vec<_> = ENVIRONMENT
+        .map(str::to_owned)
+        .into_iter()
+        .chain(variables)
+        .collect();
+    let capabilities = user.capabilities();
+    let namespaces = ["pid", "ipc", "uts", "mount", "network"].map(|kind| json!({"type": kind}));
+    json!({
+        "ociVersion": "1.0.2",
+        "process": {
+            "terminal": false,
+            "cwd": "/",
+            "args": arguments,
+            "env": environment,
+            "user": {"uid": user.id(), "gid": user.id()},
+            "noNewPrivileges": true,
+            "capabilities": {"bounding": capabilities, "effective": capabilities,
+                             "permitted": capabilities},
+        },
+        "root": {"path": "rootfs", "readonly": true},
+        "mounts": mounts,
+        "linux": {
+            "namespaces": namespaces,
+            "devices": nodes,
+            "resources": {"devices": rules},
+        },
+    })
+}
+
+fn node(path: &str, (major, minor): (u32, u32)) -> Value {
+    json!({"path": path, "type": "c", "major": major, "minor": minor,
+           "fileMode": 0o666, "uid": 0, "gid": 0})
+}
+
+/// The numbers of a device node.
+fn numbers(path: &Path) -> (u32, u32) {
+    let device = fs::metadata(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    let device = device.rdev();
+    (libc::major(device), libc::minor(device))
+}

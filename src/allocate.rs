@@ -1,3 +1,4 @@
 //! Answers about devices, computed from a snapshot alone.
 
 pub mod response;
+pub mod seen;

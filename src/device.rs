@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use serde::{Serialize, Serializer};
 
+use crate::allocate::seen::Seen;
 use crate::driver::DriverMount;
 use crate::gpu::{Gpu, GpuUuid};
 
@@ -156,6 +157,8 @@ pub struct DeviceSnapshot {
     pub devices: Vec<Device>,
     /// The same for each device.
     pub common: Common,
+    /// Every file that an answer could name.
+    pub seen: Seen,
 }
 
 impl DeviceSnapshot {

@@ -10,7 +10,8 @@ use crate::api::v1beta1::{
     AllocateRequest, AllocateResponse, ContainerAllocateRequest, ContainerAllocateResponse,
     DeviceSpec, ListAndWatchResponse, Mount, NumaNode, TopologyInfo,
 };
-use crate::device::{Device, DeviceNode, DeviceSnapshot, UnhealthyReason};
+use crate::device::{Common, Device, DeviceNode, DeviceSnapshot, UnhealthyReason};
+use crate::driver::DriverMount;
 
 /// Read and write; no making of nodes.
 const PERMISSIONS: &str = "rw";
@@ -81,15 +82,13 @@ fn allocate_container(
         .into_iter()
         .map(|id| usable(snapshot, id))
         .collect::<Result<Vec<_>, _>>()?;
+    all_exist(snapshot, &devices)?;
+    let Common { nodes, mounts } = &snapshot.common;
     let own = devices.iter().flat_map(|device| &device.nodes);
-    let devices = own
-        .chain(&snapshot.common.nodes)
-        .map(device_spec)
-        .collect::<Result<Vec<_>, _>>()?;
     Ok(ContainerAllocateResponse {
         envs: HashMap::new(),
-        mounts: mounts(snapshot)?,
-        devices,
+        mounts: mounts.iter().map(mount).collect(),
+        devices: own.chain(nodes).map(device_spec).collect(),
         annotations: HashMap::new(),
         cdi_devices: Vec::new(),
     })
@@ -108,44 +107,35 @@ fn usable<'a>(snapshot: &'a DeviceSnapshot, id: &str) -> Result<&'a Device, Allo
     }
 }
 
-fn device_spec(node: &DeviceNode) -> Result<DeviceSpec, AllocateError> {
-    exists(&node.here, &node.host)?;
-    Ok(DeviceSpec {
+fn device_spec(node: &DeviceNode) -> DeviceSpec {
+    DeviceSpec {
         container_path: text(&node.container),
         host_path: text(&node.host),
         permissions: PERMISSIONS.into(),
-    })
+    }
 }
 
-fn mounts(snapshot: &DeviceSnapshot) -> Result<Vec<Mount>, AllocateError> {
-    // One file is bound in several folders, in a row: one look is enough. Bytes
-    // are compared, as paths compare part by part.
-    let mut looked_at = None;
-    snapshot
-        .common
-        .mounts
-        .iter()
-        .map(|mount| {
-            let here = mount.here.as_os_str();
-            if looked_at.replace(here) != Some(here) {
-                exists(&mount.here, &mount.host)?;
-            }
-            Ok(Mount {
-                container_path: text(&mount.container),
-                host_path: text(&mount.host),
-                read_only: true,
-            })
-        })
-        .collect()
+fn mount(mount: &DriverMount) -> Mount {
+    Mount {
+        container_path: text(&mount.container),
+        host_path: text(&mount.host),
+        read_only: true,
+    }
 }
 
 /// A runtime makes a folder on the host of a path that is missing, and the
 /// container then finds a folder where it looks for a library.
-fn exists(here: &Path, host: &Path) -> Result<(), AllocateError> {
-    if here.exists() {
-        Ok(())
-    } else {
-        Err(AllocateError::Gone(host.into()))
+fn all_exist(snapshot: &DeviceSnapshot, devices: &[&Device]) -> Result<(), AllocateError> {
+    if snapshot.seen.still_there() {
+        return Ok(());
+    }
+    let Common { nodes, mounts } = &snapshot.common;
+    let own = devices.iter().flat_map(|device| &device.nodes);
+    let nodes = own.chain(nodes).map(|node| (&node.here, &node.host));
+    let mounts = mounts.iter().map(|mount| (&mount.here, &mount.host));
+    match nodes.chain(mounts).find(|(here, _)| !here.exists()) {
+        None => Ok(()),
+        Some((_, host)) => Err(AllocateError::Gone(host.clone())),
     }
 }
 

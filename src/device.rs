@@ -1,12 +1,11 @@
 //! What is advertised: devices, their health, and all of them at one moment.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::{Serialize, Serializer};
 
-use crate::allocate::seen::Seen;
 use crate::driver::DriverMount;
 use crate::gpu::{Gpu, GpuUuid};
 
@@ -157,11 +156,24 @@ pub struct DeviceSnapshot {
     pub devices: Vec<Device>,
     /// The same for each device.
     pub common: Common,
-    /// Every file that an answer could name.
-    pub seen: Seen,
 }
 
 impl DeviceSnapshot {
+    /// Every file that an answer about a healthy device names, as this process
+    /// sees it.
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
+        let healthy = self
+            .devices
+            .iter()
+            .filter(|device| device.health == Health::Healthy);
+        let nodes = healthy.flat_map(|device| &device.nodes);
+        let nodes = nodes.chain(&self.common.nodes);
+        let mounts = self.common.mounts.iter();
+        nodes
+            .map(|node| node.here.as_path())
+            .chain(mounts.map(|mount| mount.here.as_path()))
+    }
+
     /// The device with this ID.
     pub fn get(&self, id: &str) -> Option<&Device> {
         let place = self

@@ -2,10 +2,8 @@
 //! devices of a resource. Pure, but for the look whether a device node exists.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::time::Duration;
 
-use crate::allocate::seen::Seen;
 use crate::device::{Common, Device, DeviceSnapshot, Health, UnhealthyReason};
 use crate::driver::DriverFiles;
 use crate::driver::nodes::DevRoot;
@@ -153,27 +151,12 @@ impl Inventory {
                 nodes,
             }
         });
-        let devices: Vec<_> = devices.collect();
-        let seen = Seen::look(files(&devices, &common));
         DeviceSnapshot {
             complete: true,
-            devices,
+            devices: devices.collect(),
             common,
-            seen,
         }
     }
-}
-
-/// Every file that an answer about a healthy device names.
-fn files<'a>(devices: &'a [Device], common: &'a Common) -> impl Iterator<Item = &'a Path> {
-    let healthy = devices
-        .iter()
-        .filter(|device| device.health == Health::Healthy);
-    let nodes = healthy
-        .flat_map(|device| &device.nodes)
-        .chain(&common.nodes);
-    let nodes = nodes.map(|node| node.here.as_path());
-    nodes.chain(common.mounts.iter().map(|mount| mount.here.as_path()))
 }
 
 fn identity(reading: &Reading) -> Option<&GpuUuid> {

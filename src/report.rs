@@ -140,7 +140,7 @@ fn device_report(snapshot: &DeviceSnapshot, device: &Device) -> DeviceReport {
     let request = AllocateRequest {
         container_requests: vec![request],
     };
-    let answer = response::allocate(snapshot, &request);
+    let answer = response::allocate(snapshot, &request, false);
     let refused = answer.as_ref().err().map(ToString::to_string);
     let reason = device.health.reason().map(ToString::to_string);
     DeviceReport {

@@ -10,6 +10,7 @@ mod common;
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
+use std::path::PathBuf;
 
 use common::nvml::{DRIVER_LIBRARIES, Purpose, SimulatedNode};
 use common::running::{RESOURCE, Running, allocate, options};
@@ -264,34 +265,31 @@ async fn scenario_28_an_unhealthy_device_is_refused_with_the_reason() {
 
 #[tokio::test]
 async fn a_file_that_is_gone_is_refused_and_never_made_by_a_runtime() {
-    // Nothing is looked at between two polls but by Allocate itself.
-    let polls = ["--health-poll-interval", "10m"];
-    let running = Running::on(SimulatedNode::new(2), options(), &polls).await;
-    running.counts(2, 2).await;
-    let version = running.node.state().driver_version;
-    let gone = [
-        running.node.dev().join("nvidia1"),
-        running.node.dev().join("nvidia-uvm"),
-        running.node.dev().join("nvidia-uvm-tools"),
-        running.node.driver_root().join("usr/bin/nvidia-smi"),
-        running
-            .node
-            .driver_library_dir()
-            .join(format!("libcuda.so.{version}")),
+    let gone: [fn(&SimulatedNode) -> PathBuf; 5] = [
+        |node| node.dev().join("nvidia1"),
+        |node| node.dev().join("nvidia-uvm"),
+        |node| node.dev().join("nvidia-uvm-tools"),
+        |node| node.driver_root().join("usr/bin/nvidia-smi"),
+        |node| {
+            let version = node.state().driver_version;
+            let folder = node.driver_library_dir();
+            folder.join(format!("libcuda.so.{version}"))
+        },
     ];
     for path in gone {
-        let aside = path.with_extension("aside");
-        fs::rename(&path, &aside).unwrap();
+        // Nothing is looked at between two polls but by Allocate itself.
+        let polls = ["--health-poll-interval", "10m"];
+        let running = Running::on(SimulatedNode::new(2), options(), &polls).await;
+        running.counts(2, 2).await;
+        running.allocate(&[1]).await.unwrap();
+        let path = path(&running.node);
+        fs::rename(&path, path.with_extension("aside")).unwrap();
         let refused = running.allocate(&[1]).await.unwrap_err();
         assert_eq!(refused.code(), Code::FailedPrecondition);
-        assert!(
-            refused.message().contains(&*path.to_string_lossy()),
-            "{refused}"
-        );
-        fs::rename(&aside, &path).unwrap();
-        running.allocate(&[1]).await.unwrap();
+        let message = format!("{} does not exist any more", path.display());
+        assert!(refused.message().contains(&message), "{refused}");
+        running.kubelet.assert_no_violations();
     }
-    running.kubelet.assert_no_violations();
 }
 
 // === What the kubelet keeps ===

@@ -50,7 +50,8 @@ impl AllocateError {
     }
 }
 
-/// One answer for each container request, in their order.
+/// One answer for each container request, in their order. Looks whether each
+/// file that it names exists, unless that is known.
 ///
 /// # Errors
 ///
@@ -58,11 +59,12 @@ impl AllocateError {
 pub fn allocate(
     snapshot: &DeviceSnapshot,
     request: &AllocateRequest,
+    files_exist: bool,
 ) -> Result<AllocateResponse, AllocateError> {
     let container_responses = request
         .container_requests
         .iter()
-        .map(|container| allocate_container(snapshot, container))
+        .map(|container| allocate_container(snapshot, container, files_exist))
         .collect::<Result<_, _>>()?;
     Ok(AllocateResponse {
         container_responses,
@@ -72,6 +74,7 @@ pub fn allocate(
 fn allocate_container(
     snapshot: &DeviceSnapshot,
     request: &ContainerAllocateRequest,
+    files_exist: bool,
 ) -> Result<ContainerAllocateResponse, AllocateError> {
     // Sorted, and each once: the same devices give the same answer.
     let ids: BTreeSet<_> = request.devices_ids.iter().map(String::as_str).collect();
@@ -82,7 +85,9 @@ fn allocate_container(
         .into_iter()
         .map(|id| usable(snapshot, id))
         .collect::<Result<Vec<_>, _>>()?;
-    all_exist(snapshot, &devices)?;
+    if !files_exist {
+        all_exist(snapshot, &devices)?;
+    }
     let Common { nodes, mounts } = &snapshot.common;
     let own = devices.iter().flat_map(|device| &device.nodes);
     Ok(ContainerAllocateResponse {
@@ -126,9 +131,6 @@ fn mount(mount: &DriverMount) -> Mount {
 /// A runtime makes a folder on the host of a path that is missing, and the
 /// container then finds a folder where it looks for a library.
 fn all_exist(snapshot: &DeviceSnapshot, devices: &[&Device]) -> Result<(), AllocateError> {
-    if snapshot.seen.still_there() {
-        return Ok(());
-    }
     let Common { nodes, mounts } = &snapshot.common;
     let own = devices.iter().flat_map(|device| &device.nodes);
     let nodes = own.chain(nodes).map(|node| (&node.here, &node.host));

@@ -9,11 +9,17 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use crate::device::DeviceSnapshot;
+
 /// A folder that changed less than this before it was looked at may change again
-/// within the same tick of the file system's clock, and show nothing of it.
-const SETTLED: Duration = Duration::from_secs(1);
+/// within the same tick of the file system's clock (10 ms at most on Linux), and
+/// show nothing of it.
+const SETTLED: Duration = Duration::from_millis(100);
+/// The same where the file system counts whole seconds.
+const SETTLED_COARSE: Duration = Duration::from_secs(3);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Stamp {
@@ -35,10 +41,15 @@ impl Stamp {
     fn is_settled(&self, now: SystemTime) -> bool {
         let now = now.duration_since(UNIX_EPOCH).unwrap_or_default();
         let (seconds, nanoseconds) = self.changed;
+        let settled = if nanoseconds == 0 {
+            SETTLED_COARSE
+        } else {
+            SETTLED
+        };
         match (u64::try_from(seconds), u32::try_from(nanoseconds)) {
             (Ok(seconds), Ok(nanoseconds)) => now
                 .checked_sub(Duration::new(seconds, nanoseconds))
-                .is_some_and(|age| age >= SETTLED),
+                .is_some_and(|age| age >= settled),
             // Before 1970: long settled.
             _ => true,
         }
@@ -86,6 +97,31 @@ impl Seen {
     }
 }
 
+type Last = Option<(Arc<DeviceSnapshot>, Seen)>;
+
+/// The files of the snapshot that was last answered from. Cheap to clone; all
+/// clones are one.
+#[derive(Clone, Debug, Default)]
+pub struct LastSeen(Arc<Mutex<Last>>);
+
+impl LastSeen {
+    /// Whether every file that an answer from `snapshot` could name exists for
+    /// certain. False says nothing.
+    pub fn exist(&self, snapshot: &Arc<DeviceSnapshot>) -> bool {
+        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((of, seen)) = &*last
+            && Arc::ptr_eq(of, snapshot)
+            && seen.still_there()
+        {
+            return true;
+        }
+        let seen = Seen::look(snapshot.files());
+        let all = seen.folders.is_some();
+        *last = Some((snapshot.clone(), seen));
+        all
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs;
@@ -103,7 +139,7 @@ mod tests {
             fs::create_dir_all(file.parent().unwrap()).unwrap();
             fs::write(file, "").unwrap();
         }
-        let later = SystemTime::now() + SETTLED * 2;
+        let later = SystemTime::now() + SETTLED_COARSE;
         let seen = Seen::look_at(later, files.iter().map(PathBuf::as_path));
         (root, files, seen)
     }
@@ -141,7 +177,7 @@ mod tests {
     fn what_was_not_all_there_or_only_just_changed_is_never_certain() {
         let (root, files, _) = seen();
         let with_missing = [files[0].as_path(), &root.path().join("a/3")];
-        let later = SystemTime::now() + SETTLED * 2;
+        let later = SystemTime::now() + SETTLED_COARSE;
         assert!(!Seen::look_at(later, with_missing).still_there());
         assert!(!Seen::look([files[0].as_path()]).still_there());
         assert!(!Seen::default().still_there());

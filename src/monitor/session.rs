@@ -60,8 +60,10 @@ pub(super) struct Session<'a> {
     events: Subscription,
     scan: Option<Scan>,
     last_scan: Option<Scanned>,
-    /// Somebody asked for an enumeration.
+    /// Somebody asked for an enumeration, or for the driver. One that is under
+    /// way does not count: it may have looked before there was a reason to.
     scan_due: bool,
+    driver_due: bool,
     /// The driver has told its version, or is overdue with it.
     driver_told: bool,
 }
@@ -82,6 +84,7 @@ impl<'a> Session<'a> {
             scan: None,
             last_scan: None,
             scan_due: false,
+            driver_due: false,
             driver_told: false,
         }
     }
@@ -100,7 +103,7 @@ impl<'a> Session<'a> {
                 _ = poll.tick() => { self.poll(); None }
                 () = rescan.notified() => {
                     self.scan_due = true;
-                    self.ask_driver();
+                    self.driver_due = true;
                     self.poll();
                     None
                 }
@@ -108,6 +111,7 @@ impl<'a> Session<'a> {
             if let Some(error) = broken {
                 return (error, self.last_scan.is_some());
             }
+            self.ask_what_is_due();
         }
     }
 
@@ -115,30 +119,49 @@ impl<'a> Session<'a> {
     fn poll(&mut self) {
         let files = self.monitor.node.driver.as_ref();
         // Files may be replaced under a session that lives on.
-        if !self.driver_told || !files.is_ok_and(DriverFiles::are_there) {
+        if self.driver_due || !self.driver_told || !files.is_ok_and(DriverFiles::are_there) {
             self.ask_driver();
         }
-        self.ask(Key::Count, |library| Answer::Count(library.count()));
+        self.ask_count();
         self.probe_all();
         // Device nodes come and go without a word from the library.
         self.monitor.publish();
     }
 
     /// Asks the library on a thread of its own, unless the same is asked already.
-    fn ask(&mut self, key: Key, question: impl FnOnce(&dyn GpuLibrary) -> Answer + Send + 'static) {
+    fn ask(
+        &mut self,
+        key: Key,
+        question: impl FnOnce(&dyn GpuLibrary) -> Answer + Send + 'static,
+    ) -> bool {
         let (library, number) = (self.library.clone(), self.number);
         self.calls
-            .start(key, move || (number, question(library.as_ref())));
+            .start(key, move || (number, question(library.as_ref())))
     }
 
     fn ask_driver(&mut self) {
         let root = self.monitor.config.paths.driver_root.clone();
-        self.ask(Key::Driver, move |library| {
+        let asked = self.ask(Key::Driver, move |library| {
             Answer::Driver(library.driver_version().map(|version| {
                 let files = DriverFiles::find(&root, &version);
                 (version, files)
             }))
         });
+        self.driver_due &= !asked;
+    }
+
+    fn ask_count(&mut self) {
+        self.ask(Key::Count, |library| Answer::Count(library.count()));
+    }
+
+    /// Asks what somebody asked for while the same was under way.
+    fn ask_what_is_due(&mut self) {
+        if self.driver_due {
+            self.ask_driver();
+        }
+        if self.scan_due {
+            self.ask_count();
+        }
     }
 
     fn probe_all(&mut self) {

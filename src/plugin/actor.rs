@@ -16,6 +16,7 @@ use super::machine::{Action, Machine, Observation, Outcome, Phase, Registration}
 use super::rival::{self, Rival};
 use super::service::Service;
 use super::streams::Streams;
+use crate::allocate::seen::LastSeen;
 use crate::device::DeviceSnapshot;
 use crate::kubelet::registration::{RegisterError, register};
 use crate::kubelet::socket::SocketId;
@@ -67,6 +68,7 @@ impl Actor {
         let service = Service {
             resource: resource.into(),
             devices,
+            seen: LastSeen::default(),
             streams: streams.clone(),
             rescan,
             metrics: metrics.clone(),

@@ -12,6 +12,7 @@ use tracing::info;
 use super::connection::ConnectionInfo;
 use super::streams::{Streams, Ticket};
 use crate::allocate::response::{self, AllocateError};
+use crate::allocate::seen::LastSeen;
 use crate::api::v1beta1::device_plugin_server::DevicePlugin;
 use crate::api::v1beta1::{
     AllocateRequest, AllocateResponse, DevicePluginOptions, Empty, ListAndWatchResponse,
@@ -28,6 +29,8 @@ pub struct Service {
     pub resource: String,
     /// Its devices.
     pub devices: watch::Receiver<Arc<DeviceSnapshot>>,
+    /// The files of the last answer.
+    pub seen: LastSeen,
     /// Its streams.
     pub streams: Streams,
     /// Woken where the node is not what the snapshot says.
@@ -86,14 +89,16 @@ impl DevicePlugin for Service {
     ) -> Result<Response<AllocateResponse>, Status> {
         let request = request.into_inner();
         let snapshot = self.devices.borrow().clone();
-        let answer = response::allocate(&snapshot, &request).map_err(|error| {
-            info!(resource = self.resource, %error, "allocation refused");
-            if matches!(error, AllocateError::Gone(_)) {
-                // Not at the next poll: controllers make pods faster than that.
-                self.rescan.notify_one();
-            }
-            error.into_status()
-        })?;
+        let answer = response::allocate(&snapshot, &request, self.seen.exist(&snapshot)).map_err(
+            |error| {
+                info!(resource = self.resource, %error, "allocation refused");
+                if matches!(error, AllocateError::Gone(_)) {
+                    // Not at the next poll: controllers make pods faster than that.
+                    self.rescan.notify_one();
+                }
+                error.into_status()
+            },
+        )?;
         let devices = request
             .container_requests
             .iter()

@@ -221,6 +221,9 @@ async fn json_lines_have_stable_keys() {
     running.listening(1).await;
     running.node.xid(1, 79);
     running.counts(1, 2).await;
+    for written in [r#""state":"registered""#, "device is unhealthy"] {
+        running.plugin.wait_for_line(written, LONG).await.unwrap();
+    }
     let lines = running.plugin.lines();
     let lines: Vec<Value> = lines
         .iter()

@@ -246,6 +246,7 @@ async fn scenario_28_an_unknown_device_is_refused_and_changes_nothing() {
 #[tokio::test]
 async fn scenario_28_an_unhealthy_device_is_refused_with_the_reason() {
     let running = Running::start(2).await;
+    running.listening(1).await;
     running.node.xid(1, 79);
     running.counts(1, 2).await;
     let mut client = running.client().await;

@@ -265,6 +265,7 @@ async fn a_gpu_that_appears_is_served_without_a_new_registration() {
     });
     running.counts(3, 3).await;
     running.allocate(&[2]).await.unwrap();
+    running.listening(2).await;
     running.node.xid(2, 79);
     running.counts(2, 3).await;
     assert_eq!(running.register_calls(0), 1);

@@ -37,6 +37,7 @@ async fn an_xid_of_the_device_is_on_the_stream_at_once_with_its_reason() {
     let polls = ["--health-poll-interval", "10m"];
     let running = Running::on(SimulatedNode::new(8), options(), &polls).await;
     running.counts(8, 8).await;
+    running.listening(0).await;
     let mut times = Vec::new();
     for (position, xid) in [79, 48, 62, 64, 74, 95, 119, 140].into_iter().enumerate() {
         let mark = running.kubelet.mark();
@@ -59,6 +60,7 @@ async fn an_xid_of_the_device_is_on_the_stream_at_once_with_its_reason() {
 async fn faults_of_applications_leave_the_device_healthy_and_are_counted() {
     let running = Running::start(2).await;
     let uuid = running.node.uuid(0);
+    running.listening(0).await;
     for xid in [13, 31, 43, 45, 68, 109] {
         running.node.xid(0, xid);
         let sample = format!(r#"xids_total{{uuid="{uuid}",xid="{xid}"}}"#);
@@ -76,6 +78,7 @@ async fn faults_of_applications_leave_the_device_healthy_and_are_counted() {
 #[tokio::test]
 async fn an_xid_is_not_forgiven_by_the_next_poll() {
     let running = Running::start(2).await;
+    running.listening(1).await;
     running.node.xid(1, 79);
     running.counts(1, 2).await;
     running.pass_time().await;
@@ -88,6 +91,7 @@ async fn an_xid_is_not_forgiven_by_the_next_poll() {
 async fn a_changed_recovery_action_is_asked_for_when_an_xid_announces_it() {
     let polls = ["--health-poll-interval", "10m"];
     let running = Running::on(SimulatedNode::new(2), options(), &polls).await;
+    running.listening(1).await;
     let announce = |action| {
         running
             .node
@@ -111,13 +115,9 @@ async fn a_gpu_that_was_lost_at_the_start_is_heard_once_it_is_back() {
     running.counts(1, 2).await;
     running.node.restore(1);
     running.counts(2, 2).await;
-    // The subscription may follow the list by a moment; what comes between is
-    // not heard, on any node.
-    let heard = || async {
-        running.node.xid(1, 79);
-        (!healthy(&running)[1]).then_some(())
-    };
-    running.eventually("an XID to be heard", heard).await;
+    running.listening(1).await;
+    running.node.xid(1, 79);
+    running.counts(1, 2).await;
     let reason = refusal(&running, 1).await;
     assert!(reason.contains("XID 79"), "{reason}");
     running.kubelet.assert_no_violations();
@@ -129,6 +129,7 @@ async fn a_gpu_without_events_is_watched_by_polling_and_the_others_are_heard() {
     node.fail(1, "nvmlDeviceRegisterEvents", Return::NotSupported);
     let running = Running::on(node, options(), &[]).await;
     running.counts(2, 2).await;
+    running.listening(0).await;
     running.node.xid(0, 79);
     running.counts(1, 2).await;
     running.node.lose(1);
@@ -153,15 +154,13 @@ async fn an_error_of_the_event_wait_marks_nothing_and_does_not_spin() {
     assert!(time >= Duration::from_secs(3), "3 errors in {time:?}");
     effort.assert_idle();
     assert_eq!(running.lists(0).len(), 1, "no device was marked");
-    let lines = running.plugin.log().matches(wait).count();
-    assert_eq!(lines, 3, "{}", running.plugin.log());
+    let lines = || async { (running.plugin.log().matches(wait).count() == 3).then_some(()) };
+    running.eventually("a line for each error", lines).await;
 
     running.node.edit(|state| state.fail.clear());
-    let heard = || async {
-        running.node.xid(1, 79);
-        (!healthy(&running)[1]).then_some(())
-    };
-    running.eventually("an XID to be heard", heard).await;
+    running.listening(1).await;
+    running.node.xid(1, 79);
+    running.counts(1, 2).await;
     assert_eq!(healthy(&running), [true, false]);
     running.kubelet.assert_no_violations();
 }

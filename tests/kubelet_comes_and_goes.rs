@@ -109,12 +109,15 @@ async fn scenario_02_a_stale_kubelet_socket_is_tried_until_a_kubelet_takes_its_p
     let node = SimulatedNode::new(2);
     let kubelet = stopped_kubelet(&node);
     kubelet.leave_stale_socket().await.unwrap();
+    let begun = Instant::now();
     let running = Running::unregistered(node, kubelet, &[]).await;
     let effort = running.effort();
     let refused = r#"registrations_total{resource="nvidia.com/gpu",result="refused"}"#;
-    // Ten tries a second at the most, after the first few.
     running.metric_reaches(refused, 12.0).await;
     effort.assert_idle();
+    // 10, 20, 40, 80 and seven times 160 ms, less a quarter at the most.
+    let time = begun.elapsed();
+    assert!(time >= Duration::from_millis(950), "12 tries in {time:?}");
     let told = running.plugin.log().matches("nobody accepts").count();
     assert_eq!(told, 1, "{}", running.plugin.log());
 

@@ -129,6 +129,7 @@ async fn metrics_tell_what_happened() {
     let uuid = running.node.uuid(2);
     running.allocate(&[0, 1]).await.unwrap();
     running.allocate(&[0]).await.unwrap();
+    running.listening(2).await;
     running.node.xid(2, 79);
     running.counts(2, 3).await;
     running.allocate(&[2]).await.unwrap_err();
@@ -217,8 +218,12 @@ async fn json_lines_have_stable_keys() {
     let uuid = node.uuid(1);
     let running = Running::on(node, options(), &["--log-format", "json"]).await;
     running.counts(2, 2).await;
+    running.listening(1).await;
     running.node.xid(1, 79);
     running.counts(1, 2).await;
+    for written in [r#""state":"registered""#, "device is unhealthy"] {
+        running.plugin.wait_for_line(written, LONG).await.unwrap();
+    }
     let lines = running.plugin.lines();
     let lines: Vec<Value> = lines
         .iter()

@@ -226,6 +226,19 @@ impl Running {
         }
     }
 
+    /// Waits until the plugin hears the events of a GPU, which it does a moment
+    /// after it has listed it; what comes earlier is lost, as on any node. Leaves
+    /// XIDs 13 behind, an application's fault.
+    pub async fn listening(&self, position: usize) {
+        let uuid = self.node.uuid(position);
+        let sample = format!(r#"xids_total{{uuid="{uuid}",xid="13"}}"#);
+        self.eventually("an XID to be heard", || async {
+            self.node.xid(position, 13);
+            self.metric(&sample).await.map(drop)
+        })
+        .await;
+    }
+
     /// Lets some time pass, measured in the plugin's own polls: a busy loop would
     /// show by its end.
     pub async fn pass_time(&self) {

@@ -159,7 +159,8 @@ impl<'a> Session<'a> {
         if self.driver_due {
             self.ask_driver();
         }
-        if self.scan_due {
+        // Not while one is under way: each answer would only ask again.
+        if self.scan_due && self.scan.is_none() {
             self.ask_count();
         }
     }

@@ -112,7 +112,7 @@ async fn without_a_library_it_says_so_and_serves_when_there_is_one() {
 
 #[tokio::test]
 async fn a_driver_that_fails_is_tried_again_with_growing_pauses() {
-    let node = SimulatedNode::with(1, |state| state.init = Return::Unknown);
+    let node = SimulatedNode::with(1, |state| state.init = Return::OperatingSystem);
     let running = beside(node).await;
     let effort = running.effort();
     let begun = Instant::now();

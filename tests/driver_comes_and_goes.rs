@@ -263,7 +263,10 @@ async fn a_gpu_that_appears_is_served_without_a_new_registration() {
         let grown = State::healthy(3);
         state.gpus.push(grown.gpus[2].clone());
     });
+    let there = Instant::now();
     running.counts(3, 3).await;
+    let time = [there.elapsed()];
+    measured("a GPU served once it is there", &time, NOTICED);
     running.allocate(&[2]).await.unwrap();
     running.listening(2).await;
     running.node.xid(2, 79);

@@ -202,6 +202,21 @@ pub enum OpenError {
     Failed(#[from] LibraryError),
 }
 
+impl OpenError {
+    /// The C function that failed; none where none could be called.
+    pub fn call(&self) -> Option<&'static str> {
+        match self {
+            Self::NoLibrary(_) => None,
+            Self::Hung(call, _) => Some(call),
+            Self::Failed(error) => Some(error.call),
+            Self::NoDriver(_)
+            | Self::VersionMismatch { .. }
+            | Self::Internal(_)
+            | Self::NoPermission(_) => Some("nvmlInit_v2"),
+        }
+    }
+}
+
 /// A session with the GPUs of this node. Every method may block, for ever when
 /// the driver hangs, so they are called from threads of their own ([`calls`]).
 pub trait GpuLibrary: Send + Sync + 'static {

@@ -185,8 +185,8 @@ impl Monitor {
     /// Says that there is no session, and why, and withdraws the devices.
     fn no_driver(&mut self, error: &OpenError) {
         self.metrics.session.set(0);
-        if let OpenError::Failed(error) = error {
-            self.count_error(error.call);
+        if let Some(call) = error.call() {
+            self.count_error(call);
         }
         if self.readiness.missing(DRIVER, error.to_string()) {
             warn!(%error, "no driver");

@@ -139,7 +139,7 @@ fn matters(event: &Event) -> bool {
     let is_checkpoint = |path: &PathBuf| {
         path.file_name().is_some_and(|name| {
             let name = name.to_string_lossy();
-            name.contains("checkpoint") || name.starts_with(".tmp")
+            name.contains("checkpoint") || name.starts_with('.')
         })
     };
     event.need_rescan()

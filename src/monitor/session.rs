@@ -185,7 +185,7 @@ impl<'a> Session<'a> {
             Outcome::Returned(key, (number, answer)) if number == self.number => {
                 return self.answered(&key, answer);
             }
-            Outcome::Returned(..) => {}
+            Outcome::Returned(key, _) => self.ask_again(key),
             Outcome::Overdue(key) => self.overdue(&key),
             Outcome::Panicked(key) => warn!(?key, "a call of the GPU library panicked"),
         }
@@ -235,9 +235,26 @@ impl<'a> Session<'a> {
             readings: Vec::new(),
         });
         for index in 0..count {
-            self.ask(Key::Read(index), move |library| {
-                Answer::Read(library.read(index))
-            });
+            self.ask_reading(index);
+        }
+    }
+
+    fn ask_reading(&mut self, index: u32) {
+        self.ask(Key::Read(index), move |library| {
+            Answer::Read(library.read(index))
+        });
+    }
+
+    /// An earlier session's answer came: what it was in the way of is asked now.
+    fn ask_again(&mut self, key: Key) {
+        match key {
+            Key::Driver => self.ask_driver(),
+            Key::Count => self.ask_count(),
+            Key::Read(index) if self.scan.as_ref().is_some_and(|scan| index < scan.count) => {
+                self.ask_reading(index);
+            }
+            Key::Read(_) => {}
+            Key::Probe(uuid) => self.probe(uuid),
         }
     }
 

@@ -12,6 +12,7 @@
     reason = "a node that cannot be laid out ends the test, with the reason"
 )]
 
+pub mod cargo;
 pub mod device_nodes;
 pub mod elf;
 pub mod kubelet;

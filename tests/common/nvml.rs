@@ -6,12 +6,12 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use tempfile::TempDir;
 
+use super::cargo;
 use super::elf::{Machine, SharedObject};
 
 #[path = "../simulated_nvml/state.rs"]
@@ -559,29 +559,14 @@ impl DriverLibrary {
 pub fn simulated_nvml_library() -> &'static Path {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
     BUILT.get_or_init(|| {
-        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));
-        let mut build = Command::new(cargo);
-        build
-            .args(["build", "--quiet", "--example", "simulated_nvml"])
-            .args(["--message-format", "json-render-diagnostics"])
-            .args([
-                "--manifest-path",
-                concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml"),
-            ])
-            .stderr(Stdio::inherit());
-        if !cfg!(debug_assertions) {
-            build.arg("--release");
-        }
-        let output = build.output().expect("start Cargo");
-        assert!(output.status.success(), "build the simulated NVML");
-        let messages = String::from_utf8_lossy(&output.stdout);
-        let library = messages.lines().find_map(built_library);
+        let messages = cargo::build(&["--quiet", "--example", "simulated_nvml"]);
+        let messages = messages.expect("build the simulated NVML");
+        let library = messages.iter().find_map(built_library);
         library.expect("a library among Cargo's messages")
     })
 }
 
-fn built_library(message: &str) -> Option<PathBuf> {
-    let message: serde_json::Value = serde_json::from_str(message).ok()?;
+fn built_library(message: &serde_json::Value) -> Option<PathBuf> {
     let ours = message["target"]["name"] == "simulated_nvml";
     let file = message["filenames"].get(0).filter(|_| ours)?;
     Some(PathBuf::from(file.as_str()?))

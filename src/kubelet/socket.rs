@@ -6,6 +6,8 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 use std::time::UNIX_EPOCH;
 
+use socket2::{Domain, SockAddr, Socket, Type};
+
 /// One socket file, told from every other that lay or will lie at its path.
 ///
 /// The inode number alone does not tell: ext4 and tmpfs give the number of a
@@ -57,14 +59,21 @@ impl SocketId {
     }
 }
 
-/// Whether somebody accepts connections on the socket at `path`. Connecting
-/// and hanging up says nothing to a gRPC server.
+/// Whether somebody listens on the socket at `path`. Connecting and hanging up
+/// says nothing to a gRPC server. Never waits: one that is stopped and accepts
+/// no more has a backlog that fills, and a connect that waits would wait with it.
 pub fn is_live(path: &Path) -> bool {
-    match std::os::unix::net::UnixStream::connect(path) {
-        Ok(_) => true,
+    match try_connect(path) {
+        Ok(()) => true,
         // A full backlog is a sign of life.
         Err(error) => error.kind() == io::ErrorKind::WouldBlock,
     }
+}
+
+fn try_connect(path: &Path) -> io::Result<()> {
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    socket.set_nonblocking(true)?;
+    socket.connect(&SockAddr::unix(path)?)
 }
 
 #[cfg(test)]
@@ -101,5 +110,21 @@ mod tests {
         drop(listener);
         assert!(!is_live(&path));
         assert!(SocketId::at(&path).is_some());
+    }
+
+    #[test]
+    fn a_socket_whose_backlog_is_full_is_live_and_nobody_waits_for_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("stopped.sock");
+        let stopped = Socket::new(Domain::UNIX, Type::STREAM, None).unwrap();
+        stopped.bind(&SockAddr::unix(&path).unwrap()).unwrap();
+        stopped.listen(0).unwrap();
+        let (sender, told) = std::sync::mpsc::channel();
+        // More looks than the backlog takes; a look that waits never tells.
+        std::thread::spawn(move || sender.send((0..10).all(|_| is_live(&path))));
+        assert_eq!(
+            told.recv_timeout(std::time::Duration::from_secs(10)),
+            Ok(true)
+        );
     }
 }

@@ -110,7 +110,7 @@ impl Inventory {
         found.map(|(uuid, _)| uuid.clone()).collect()
     }
 
-    /// The GPUs that the last enumeration did not find whole.
+    /// Whether any GPU is not healthy.
     pub fn any_amiss(&self) -> bool {
         self.gpus
             .values()

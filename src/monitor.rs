@@ -1,10 +1,10 @@
 //! Watches the GPUs: keeps a session with the GPU library, enumerates, probes
 //! and listens, and publishes what it finds as snapshots.
 //!
-//! One task owns the inventory. Every call of the library runs on a thread of
-//! its own ([`calls`]) and comes back as an answer, so nothing that hangs in the
-//! driver holds up the task, and nothing but the task's snapshots is read when
-//! the kubelet asks.
+//! One task owns the inventory. Every call of the library runs on another thread
+//! ([`calls`]) and comes back as an answer, so nothing that hangs in the driver
+//! holds up the task, and nothing but the task's snapshots is read when the
+//! kubelet asks.
 
 mod session;
 mod subscription;
@@ -33,7 +33,6 @@ const DRIVER: &str = "driver";
 const GPUS: &str = "gpus";
 /// The part of [`Readiness`] that the files for containers are.
 const DRIVER_FILES: &str = "driver files";
-
 /// The part of [`Readiness`] that `/dev/nvidiactl` and its like are.
 const DEVICE_NODES: &str = "device nodes";
 

@@ -128,7 +128,8 @@ impl<'a> Session<'a> {
         self.monitor.publish();
     }
 
-    /// Asks the library on a thread of its own, unless the same is asked already.
+    /// Asks the library on another thread, unless the same is asked already: then
+    /// false.
     fn ask(
         &mut self,
         key: Key,
@@ -356,18 +357,14 @@ impl<'a> Session<'a> {
             "the driver hangs: a call has not come back"
         );
         match key {
-            Key::Probe(uuid) => {
-                let now = self.monitor.now();
-                let overdue = Signal::Overdue(DEADLINE);
-                self.monitor.inventory.signal(now, uuid, &overdue);
-            }
+            Key::Probe(uuid) => self.signal(uuid, &Signal::Overdue(DEADLINE)),
             Key::Driver => {
                 self.driver_told = true;
                 self.monitor.driver_silent(call, DEADLINE);
+                self.publish();
             }
             Key::Count | Key::Read(_) => {}
         }
-        self.publish();
     }
 
     /// Takes in a signal about one GPU, and publishes what it changes: most

@@ -5,6 +5,7 @@
 
 mod values;
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -14,11 +15,17 @@ use clap::parser::ValueSource;
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 use tracing::level_filters::LevelFilter;
 
-use crate::config::{Config, HostPaths};
+use crate::config::{
+    AllocationOptions, Config, DeviceIdStrategy, DeviceListStrategy, DriverOptions, Extra,
+    HostFolder, HostPaths, ImexChannel, VolumeMode,
+};
 use crate::plugin::listener;
 use crate::telemetry::LogFormat;
 
-use self::values::{absolute, address, dev_root_paths, driver_root_paths, interval, resource_name};
+use self::values::{
+    absolute, address, boolean, dev_root_paths, driver_root_paths, imex_channels, interval,
+    resource_name, word, words,
+};
 
 /// Serve the GPUs of this node to its kubelet.
 ///
@@ -61,6 +68,96 @@ struct Arguments {
     #[arg(long, global = true, env = "NVIDIA_DEV_ROOT", value_name = "DIR")]
     #[arg(alias = "nvidia-dev-root")]
     dev_root: Option<PathBuf>,
+
+    /// Where this process sees the host's /: the driver root, where that is the
+    /// host's /, else /
+    #[arg(long, global = true, env = "HOST_ROOT", value_name = "DIR")]
+    host_root: Option<PathBuf>,
+
+    /// Folder of the driver volumes, as the host names it
+    #[arg(long, global = true, env = "STATE_DIR", value_name = "DIR")]
+    #[arg(default_value = "/var/lib/gpu-device-plugin")]
+    state_dir: PathBuf,
+
+    /// What containers get of the driver: compute, utility, video, graphics,
+    /// display, ngx or all, one or several
+    #[arg(long, global = true, env = "DRIVER_CAPABILITIES", value_name = "LIST")]
+    #[arg(default_value = "compute,utility")]
+    driver_capabilities: String,
+
+    /// Whether containers get the driver from a volume of its files: auto makes
+    /// one unless they cannot change where they are, and does without while it
+    /// cannot; always has no GPU served without; never uses them where they are
+    #[arg(long, global = true, env = "DRIVER_VOLUME", value_name = "MODE")]
+    #[arg(default_value = "auto")]
+    driver_volume: String,
+
+    /// Whether device nodes that are missing are made, as nvidia-modprobe would,
+    /// and the links in /dev/char that systemd and runc go by
+    #[arg(long, global = true, env = "MAKE_DEVICE_NODES", value_name = "BOOL")]
+    #[arg(default_value = "true", num_args = 0..=1, require_equals = true)]
+    #[arg(default_missing_value = "true")]
+    make_device_nodes: String,
+
+    /// How containers are given their devices: mounts, envvar, volume-mounts,
+    /// cdi-annotations or cdi-cri, one or several
+    #[arg(long, global = true, env = "DEVICE_LIST_STRATEGY", value_name = "LIST")]
+    #[arg(default_value = "mounts", value_delimiter = None, action = clap::ArgAction::Append)]
+    device_list_strategy: Vec<String>,
+
+    /// What envvar, volume-mounts and CDI name a GPU by: uuid or index
+    #[arg(long, global = true, env = "DEVICE_ID_STRATEGY", value_name = "KIND")]
+    #[arg(default_value = "uuid")]
+    device_id_strategy: String,
+
+    /// Device nodes also with envvar and volume-mounts
+    #[arg(long, global = true, env = "PASS_DEVICE_SPECS", value_name = "BOOL")]
+    #[arg(default_value = "false", num_args = 0..=1, require_equals = true)]
+    #[arg(default_missing_value = "true")]
+    pass_device_specs: String,
+
+    /// What the key of a CDI annotation begins with
+    #[arg(
+        long,
+        global = true,
+        env = "CDI_ANNOTATION_PREFIX",
+        value_name = "PREFIX"
+    )]
+    #[arg(default_value = "cdi.k8s.io/")]
+    cdi_annotation_prefix: String,
+
+    /// Folder of CDI specs, as the host names it
+    #[arg(long, global = true, env = "CDI_ROOT", value_name = "DIR")]
+    #[arg(default_value = "/var/run/cdi")]
+    cdi_root: PathBuf,
+
+    /// GPUDirect Storage with the GPUs
+    #[arg(long, global = true, env = "GDS_ENABLED", value_name = "BOOL")]
+    #[arg(default_value = "false", num_args = 0..=1, require_equals = true)]
+    #[arg(default_missing_value = "true")]
+    gds_enabled: String,
+
+    /// GDRCopy with the GPUs
+    #[arg(long, global = true, env = "GDRCOPY_ENABLED", value_name = "BOOL")]
+    #[arg(default_value = "false", num_args = 0..=1, require_equals = true)]
+    #[arg(default_missing_value = "true")]
+    gdrcopy_enabled: String,
+
+    /// InfiniBand's device nodes with the GPUs
+    #[arg(long, global = true, env = "MOFED_ENABLED", value_name = "BOOL")]
+    #[arg(default_value = "false", num_args = 0..=1, require_equals = true)]
+    #[arg(default_missing_value = "true")]
+    mofed_enabled: String,
+
+    /// IMEX channel with the GPUs, where the node has it: 0 is the only one
+    #[arg(long, global = true, env = "IMEX_CHANNEL_IDS", value_name = "LIST")]
+    imex_channel_ids: Option<String>,
+
+    /// No GPU without the IMEX channel
+    #[arg(long, global = true, env = "IMEX_REQUIRED", value_name = "BOOL")]
+    #[arg(default_value = "false", num_args = 0..=1, require_equals = true)]
+    #[arg(default_missing_value = "true")]
+    imex_required: String,
 
     /// Name of the resource that whole GPUs are advertised as
     #[arg(long, global = true, env = "RESOURCE_NAME", value_name = "NAME")]
@@ -127,9 +224,31 @@ enum Commands {
         )]
         output: String,
     },
+    /// Print where the driver's files were found, what was left out and why,
+    /// and what is missing and what it costs
+    ///
+    /// Exit codes: 0 a container would compute, 1 it would not, 64 bad arguments.
+    Driver {
+        /// Form of the output: table or json
+        #[arg(
+            long,
+            short,
+            env = "DRIVER_OUTPUT",
+            value_name = "FORM",
+            default_value = "table"
+        )]
+        output: String,
+    },
+    /// Take away what the plugin left on this node: driver volumes that nothing
+    /// uses, CDI specs, links in /dev/char, sockets and state
+    ///
+    /// To be run after the plugin has ended. May be run again.
+    ///
+    /// Exit codes: 0 nothing is left, 1 something is, and why, 64 bad arguments.
+    Uninstall,
 }
 
-/// How `devices` prints.
+/// How `devices` and `driver` print.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Output {
     /// For people.
@@ -148,6 +267,13 @@ pub enum Command {
         /// In which form.
         output: Output,
     },
+    /// Print the driver's files.
+    Driver {
+        /// In which form.
+        output: Output,
+    },
+    /// Take away what was left on the node.
+    Uninstall,
 }
 
 /// Everything that was said on the command line and in the environment.
@@ -243,7 +369,11 @@ fn take_out(arguments: &mut Vec<OsString>, wrong: &str) -> bool {
     };
     let removed = arguments.remove(place);
     let takes_next = wrong.starts_with('-') && !removed.to_string_lossy().contains('=');
-    let is_value = |next: &OsString| !next.to_string_lossy().starts_with('-') && next != "devices";
+    let is_command = |next: &OsString| {
+        let mut commands = ["devices", "driver", "uninstall"].iter();
+        commands.any(|command| next == command)
+    };
+    let is_value = |next: &OsString| !next.to_string_lossy().starts_with('-') && !is_command(next);
     if takes_next && arguments.get(place).is_some_and(is_value) {
         arguments.remove(place);
     }
@@ -288,22 +418,7 @@ impl<'a> Values<'a> {
     }
 
     fn invocation(mut self) -> Option<Invocation> {
-        let command = match self.arguments.command.take() {
-            None => Some(Command::Serve),
-            Some(Commands::Devices { output }) => {
-                let form = match output.as_str() {
-                    "table" => Some(Output::Table),
-                    "json" => Some(Output::Json),
-                    _ => {
-                        self.errors
-                            .0
-                            .push(format!("--output: {output:?} is not table or json"));
-                        None
-                    }
-                };
-                form.map(|output| Command::Devices { output })
-            }
-        };
+        let command = self.command();
         let log_format = self.checked("log_format", |text| match text {
             "text" => Ok(LogFormat::Text),
             "json" => Ok(LogFormat::Json),
@@ -328,32 +443,142 @@ impl<'a> Values<'a> {
         })
     }
 
+    fn command(&mut self) -> Option<Command> {
+        let command = match self.arguments.command.take() {
+            None => Command::Serve,
+            Some(Commands::Devices { output }) => Command::Devices {
+                output: self.output(&output)?,
+            },
+            Some(Commands::Driver { output }) => Command::Driver {
+                output: self.output(&output)?,
+            },
+            Some(Commands::Uninstall) => Command::Uninstall,
+        };
+        Some(command)
+    }
+
+    fn output(&mut self, text: &str) -> Option<Output> {
+        match text {
+            "table" => Some(Output::Table),
+            "json" => Some(Output::Json),
+            _ => {
+                let fault = format!("--output: {text:?} is not table or json");
+                self.errors.0.push(fault);
+                None
+            }
+        }
+    }
+
     fn config(&mut self) -> Option<Config> {
         let resource_name = self.checked("resource_name", resource_name);
         let http_listen = self.checked("http_listen", address);
         let poll_interval = self.checked("health_poll_interval", interval);
+        let driver = self.driver();
+        let allocation = self.allocation();
+        let paths = self.paths();
+        let (resource_name, paths) = (resource_name?, paths?);
+        self.check_socket_path(&paths.device_plugin_dir, &resource_name);
+        Some(Config {
+            paths,
+            resource_name,
+            http_listen: http_listen?,
+            poll_interval: poll_interval?,
+            driver: driver?,
+            allocation: allocation?,
+        })
+    }
+
+    fn paths(&mut self) -> Option<HostPaths> {
         let device_plugin_dir = self.checked("device_plugin_dir", absolute);
         let driver_root = self.checked("driver_root", absolute);
         let container = self.optional("driver_root_ctr_path", absolute);
         let dev_root = self.optional("dev_root", absolute);
         let nvml_library = self.optional("nvml_library", absolute);
-        let (resource_name, device_plugin_dir) = (resource_name?, device_plugin_dir?);
-        self.check_socket_path(&device_plugin_dir, &resource_name);
-        let driver_root = driver_root_paths(driver_root?, container?);
-        let dev_root = dev_root_paths(dev_root?, &driver_root);
-        Some(Config {
-            paths: HostPaths {
-                device_plugin_dir,
-                nvml_library: nvml_library?,
-                driver_root,
-                dev_root,
-                sysfs: self.arguments.sysfs_root.clone(),
-                procfs: self.arguments.procfs_root.clone(),
-            },
-            resource_name,
-            http_listen: http_listen?,
-            poll_interval: poll_interval?,
+        let host_root = self.optional("host_root", absolute);
+        let state_dir = self.checked("state_dir", absolute);
+        let cdi_root = self.checked("cdi_root", absolute);
+        let host_root = host_root?;
+        let driver_root = driver_root_paths(driver_root?, container?, host_root.as_deref());
+        let host_root = host_root.unwrap_or_else(|| values::host_root(&driver_root));
+        let dev_root = dev_root_paths(dev_root?, &driver_root, &host_root);
+        Some(HostPaths {
+            device_plugin_dir: device_plugin_dir?,
+            nvml_library: nvml_library?,
+            driver_root,
+            dev_root,
+            state_dir: HostFolder::below(&host_root, state_dir?),
+            cdi_root: HostFolder::below(&host_root, cdi_root?),
+            host_root,
+            sysfs: self.arguments.sysfs_root.clone(),
+            procfs: self.arguments.procfs_root.clone(),
         })
+    }
+
+    fn driver(&mut self) -> Option<DriverOptions> {
+        let capabilities = self.checked("driver_capabilities", str::parse);
+        let volume = self.checked("driver_volume", |text| {
+            word(text, &VolumeMode::ALL, VolumeMode::name)
+        });
+        let make_device_nodes = self.checked("make_device_nodes", boolean);
+        Some(DriverOptions {
+            capabilities: capabilities?,
+            volume: volume?,
+            make_device_nodes: make_device_nodes?,
+        })
+    }
+
+    fn allocation(&mut self) -> Option<AllocationOptions> {
+        let strategies = self.strategies();
+        let device_ids = self.checked("device_id_strategy", |text| {
+            word(text, &DeviceIdStrategy::ALL, DeviceIdStrategy::name)
+        });
+        let pass_device_specs = self.checked("pass_device_specs", boolean);
+        let prefix = self.checked("cdi_annotation_prefix", |text| Ok(text.to_owned()));
+        let extras = [
+            ("gds_enabled", Extra::Gds),
+            ("gdrcopy_enabled", Extra::Gdrcopy),
+            ("mofed_enabled", Extra::Mofed),
+        ]
+        .map(|(flag, extra)| Some(self.checked(flag, boolean)?.then_some(extra)));
+        let extras: Option<Vec<_>> = extras.into_iter().collect();
+        let channels = self.optional("imex_channel_ids", imex_channels);
+        let required = self.checked("imex_required", boolean);
+        let imex = match (channels?.unwrap_or_default(), required?) {
+            (false, true) => {
+                let fault = "--imex-required: needs --imex-channel-ids=0";
+                self.errors.0.push(fault.into());
+                return None;
+            }
+            (false, false) => ImexChannel::Off,
+            (true, false) => ImexChannel::Optional,
+            (true, true) => ImexChannel::Required,
+        };
+        Some(AllocationOptions {
+            strategies: strategies?,
+            device_ids: device_ids?,
+            pass_device_specs: pass_device_specs?,
+            cdi_annotation_prefix: prefix?,
+            extras: extras?.into_iter().flatten().collect(),
+            imex,
+        })
+    }
+
+    /// One flag with several words, or several flags.
+    fn strategies(&mut self) -> Option<BTreeSet<DeviceListStrategy>> {
+        const ID: &str = "device_list_strategy";
+        let raw = self.matches.get_raw(ID);
+        let texts: Vec<_> = raw
+            .into_iter()
+            .flatten()
+            .map(|raw| raw.to_string_lossy().into_owned())
+            .collect();
+        let joined = texts.join(",");
+        // The first only is what is checked; an empty variable's is the default.
+        let check = |first: &str| {
+            let all = if texts.len() > 1 { &joined } else { first };
+            words(all, &DeviceListStrategy::ALL, DeviceListStrategy::name)
+        };
+        self.checked(ID, check)
     }
 
     /// The value of the flag `id`, if it is right; else its fault is noted.

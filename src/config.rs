@@ -1,11 +1,13 @@
 //! The effective configuration.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::driver::DriverRoot;
+use crate::driver::capabilities::Capabilities;
 use crate::driver::nodes::DevRoot;
 
 /// Everything that decides what the process does.
@@ -19,6 +21,222 @@ pub struct Config {
     pub http_listen: SocketAddr,
     /// Time between two polls of the GPUs.
     pub poll_interval: Duration,
+    /// What of the driver a container gets.
+    pub driver: DriverOptions,
+    /// How a container's runtime is told of its devices.
+    pub allocation: AllocationOptions,
+}
+
+/// What of the driver a container gets, and by what way.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DriverOptions {
+    /// Which of the driver's files.
+    pub capabilities: Capabilities,
+    /// Whether a volume is made of them.
+    pub volume: VolumeMode,
+    /// Whether device nodes and their links in `/dev/char` are made where they
+    /// are missing.
+    pub make_device_nodes: bool,
+}
+
+/// When containers get the driver's files from a volume of our own, and when
+/// from where they are installed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum VolumeMode {
+    /// A volume, unless the files cannot change where they are; and their own
+    /// place while no volume can be made.
+    #[default]
+    Auto,
+    /// A volume or nothing.
+    Always,
+    /// Never a volume.
+    Never,
+}
+
+/// The device nodes and the driver's files, and nothing beside the GPUs.
+impl Default for AllocationOptions {
+    fn default() -> Self {
+        Self {
+            strategies: [DeviceListStrategy::Mounts].into(),
+            device_ids: DeviceIdStrategy::Uuid,
+            pass_device_specs: false,
+            cdi_annotation_prefix: "cdi.k8s.io/".into(),
+            extras: BTreeSet::new(),
+            imex: ImexChannel::Off,
+        }
+    }
+}
+
+impl VolumeMode {
+    /// Every mode, the default first.
+    pub const ALL: [Self; 3] = [Self::Auto, Self::Always, Self::Never];
+
+    /// The word for it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Always => "always",
+            Self::Never => "never",
+        }
+    }
+}
+
+impl fmt::Display for VolumeMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// How a container's runtime is told of its devices, as NVIDIA's flags have it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AllocationOptions {
+    /// `--device-list-strategy`, each once, in the order of the type.
+    pub strategies: BTreeSet<DeviceListStrategy>,
+    /// What `envvar`, `volume-mounts` and CDI name a device by.
+    pub device_ids: DeviceIdStrategy,
+    /// Device nodes also for `envvar` and `volume-mounts`.
+    pub pass_device_specs: bool,
+    /// What the key of a CDI annotation begins with.
+    pub cdi_annotation_prefix: String,
+    /// GPUDirect Storage, GDRCopy, Mellanox OFED.
+    pub extras: BTreeSet<Extra>,
+    /// IMEX channel 0.
+    pub imex: ImexChannel,
+}
+
+/// A way in which a container is given its devices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum DeviceListStrategy {
+    /// Device nodes and the driver's files: nothing of NVIDIA's on the node.
+    Mounts,
+    /// `NVIDIA_VISIBLE_DEVICES`, for NVIDIA's container runtime.
+    Envvar,
+    /// A mount a device, for NVIDIA's container runtime.
+    VolumeMounts,
+    /// Names of our CDI spec as annotations.
+    CdiAnnotations,
+    /// Names of our CDI spec in the answer's own field.
+    CdiCri,
+}
+
+impl DeviceListStrategy {
+    /// Every strategy, the default first.
+    pub const ALL: [Self; 5] = [
+        Self::Mounts,
+        Self::Envvar,
+        Self::VolumeMounts,
+        Self::CdiAnnotations,
+        Self::CdiCri,
+    ];
+
+    /// The word for it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Mounts => "mounts",
+            Self::Envvar => "envvar",
+            Self::VolumeMounts => "volume-mounts",
+            Self::CdiAnnotations => "cdi-annotations",
+            Self::CdiCri => "cdi-cri",
+        }
+    }
+}
+
+/// What NVIDIA's container runtime or a CDI spec knows a device by.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DeviceIdStrategy {
+    /// The GPU's UUID.
+    #[default]
+    Uuid,
+    /// The GPU's index in NVML's order.
+    Index,
+}
+
+impl DeviceIdStrategy {
+    /// Every strategy, the default first.
+    pub const ALL: [Self; 2] = [Self::Uuid, Self::Index];
+
+    /// The word for it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Uuid => "uuid",
+            Self::Index => "index",
+        }
+    }
+}
+
+/// What goes beside the GPUs on some nodes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Extra {
+    /// GPUDirect Storage.
+    Gds,
+    /// GDRCopy.
+    Gdrcopy,
+    /// Mellanox OFED, the InfiniBand verbs.
+    Mofed,
+}
+
+impl Extra {
+    /// The word for it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Gds => "gds",
+            Self::Gdrcopy => "gdrcopy",
+            Self::Mofed => "mofed",
+        }
+    }
+}
+
+/// Whether containers get IMEX channel 0 with their GPUs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ImexChannel {
+    /// Not.
+    #[default]
+    Off,
+    /// Where the node has it.
+    Optional,
+    /// And no GPU without it.
+    Required,
+}
+
+/// A folder of the host, and where this process sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostFolder {
+    /// As the host names it.
+    pub host: PathBuf,
+    /// As this process sees it.
+    pub here: PathBuf,
+}
+
+impl HostFolder {
+    /// What the host names `host`, where the host's `/` is seen at `host_root`.
+    ///
+    /// Links on the way, as `/var/run` is one, are followed as the host follows
+    /// them, as far as the path exists.
+    #[must_use]
+    pub fn below(host_root: &Path, host: impl Into<PathBuf>) -> Self {
+        let host = host.into();
+        let root = DriverRoot::new("/", host_root);
+        let here = host.ancestors().find_map(|existing| {
+            let rest = host.strip_prefix(existing).ok()?;
+            let real = root.resolve(existing).ok()?;
+            Some(real.components().chain(rest.components()).collect())
+        });
+        let here = here.unwrap_or_else(|| host.clone());
+        Self { host, here }
+    }
+
+    /// A folder or file below it.
+    #[must_use]
+    pub fn join(&self, path: impl AsRef<Path>) -> Self {
+        Self {
+            host: self.host.join(&path),
+            here: self.here.join(&path),
+        }
+    }
 }
 
 /// Where things are on this node.
@@ -32,6 +250,12 @@ pub struct HostPaths {
     pub driver_root: DriverRoot,
     /// The folder that holds `dev`.
     pub dev_root: DevRoot,
+    /// The folder of the driver volumes and of what else is kept.
+    pub state_dir: HostFolder,
+    /// The folder of CDI specs.
+    pub cdi_root: HostFolder,
+    /// Where this process sees the host's `/`.
+    pub host_root: PathBuf,
     /// Where sysfs is mounted.
     pub sysfs: PathBuf,
     /// Where procfs is mounted.
@@ -46,6 +270,9 @@ impl fmt::Display for Config {
             nvml_library,
             driver_root,
             dev_root,
+            state_dir,
+            cdi_root,
+            host_root,
             ..
         } = &self.paths;
         write!(
@@ -56,9 +283,17 @@ impl fmt::Display for Config {
             driver_root.here().display(),
             dev_root.host().display(),
         )?;
+        write!(
+            f,
+            "--host-root={} --state-dir={} --cdi-root={} ",
+            host_root.display(),
+            state_dir.host.display(),
+            cdi_root.host.display(),
+        )?;
         if let Some(library) = nvml_library {
             write!(f, "--nvml-library={} ", library.display())?;
         }
+        write!(f, "{} {} ", self.driver, self.allocation)?;
         write!(
             f,
             "--resource-name={} --http-listen={} --health-poll-interval={}ms",
@@ -66,5 +301,71 @@ impl fmt::Display for Config {
             self.http_listen,
             self.poll_interval.as_millis(),
         )
+    }
+}
+
+impl fmt::Display for DriverOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            capabilities,
+            volume,
+            make_device_nodes,
+        } = self;
+        write!(
+            f,
+            "--driver-capabilities={capabilities} --driver-volume={volume} \
+             --make-device-nodes={make_device_nodes}"
+        )
+    }
+}
+
+impl fmt::Display for AllocationOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let strategies: Vec<_> = self.strategies.iter().map(|s| s.name()).collect();
+        write!(
+            f,
+            "--device-list-strategy={} --device-id-strategy={} --pass-device-specs={} \
+             --cdi-annotation-prefix={}",
+            strategies.join(","),
+            self.device_ids.name(),
+            self.pass_device_specs,
+            self.cdi_annotation_prefix,
+        )?;
+        for extra in &self.extras {
+            write!(f, " --{}-enabled", extra.name())?;
+        }
+        match self.imex {
+            ImexChannel::Off => Ok(()),
+            ImexChannel::Optional => f.write_str(" --imex-channel-ids=0"),
+            ImexChannel::Required => f.write_str(" --imex-channel-ids=0 --imex-required"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_of_the_host_is_seen_through_the_hosts_own_links() {
+        let root = tempfile::tempdir().unwrap();
+        let root = root.path().canonicalize().unwrap();
+        std::fs::create_dir_all(root.join("run/cdi")).unwrap();
+        std::fs::create_dir_all(root.join("var")).unwrap();
+        std::os::unix::fs::symlink("/run", root.join("var/run")).unwrap();
+        for (host, here) in [
+            ("/var/run/cdi", "run/cdi"),
+            ("/var/run/other/cdi", "run/other/cdi"),
+            ("/var/lib/x", "var/lib/x"),
+            ("/gone", "gone"),
+        ] {
+            let folder = HostFolder::below(&root, host);
+            assert_eq!(folder.host, Path::new(host));
+            assert_eq!(folder.here, root.join(here));
+        }
+        assert_eq!(
+            HostFolder::below(Path::new("/"), "/gone/x").here,
+            Path::new("/gone/x")
+        );
     }
 }

@@ -11,6 +11,7 @@
 //! with the next driver upgrade, so whoever hands out a [`DriverMount`] first
 //! looks whether its [`here`](DriverMount::here) is still a file.
 
+pub mod capabilities;
 pub mod nodes;
 
 mod elf;

@@ -45,6 +45,10 @@ fn main() -> ExitCode {
                 eprintln!("error: {error:#}");
             })
         }
+        Command::Driver { output: _ } | Command::Uninstall => {
+            eprintln!("error: not built yet");
+            ExitCode::from(FAILURE)
+        }
         Command::Serve => {
             telemetry::init(log_format, log_level);
             finish(serve(config), |error| {

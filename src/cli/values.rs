@@ -1,9 +1,11 @@
 //! What a value must be, and what is made of it.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::config::HostFolder;
 use crate::driver::DriverRoot;
 use crate::driver::nodes::DevRoot;
 
@@ -19,19 +21,35 @@ pub(super) fn absolute(text: &str) -> Result<PathBuf, String> {
     }
 }
 
-pub(super) fn driver_root_paths(host: PathBuf, container: Option<PathBuf>) -> DriverRoot {
+pub(super) fn driver_root_paths(
+    host: PathBuf,
+    container: Option<PathBuf>,
+    host_root: Option<&Path>,
+) -> DriverRoot {
     let mounted = Path::new(CONTAINER_DRIVER_ROOT);
-    let here = container.unwrap_or_else(|| {
-        if mounted.is_dir() {
-            mounted.into()
-        } else {
-            host.clone()
-        }
+    let here = container.unwrap_or_else(|| match host_root {
+        Some(root) => HostFolder::below(root, &host).here,
+        None if mounted.is_dir() => mounted.into(),
+        None => host.clone(),
     });
     DriverRoot::new(host, here)
 }
 
-pub(super) fn dev_root_paths(host: Option<PathBuf>, driver_root: &DriverRoot) -> DevRoot {
+/// Where the host's `/` is seen, where no flag says so: a driver root that is
+/// the host's own `/` is it.
+pub(super) fn host_root(driver_root: &DriverRoot) -> PathBuf {
+    if driver_root.host() == Path::new("/") {
+        driver_root.here().into()
+    } else {
+        "/".into()
+    }
+}
+
+pub(super) fn dev_root_paths(
+    host: Option<PathBuf>,
+    driver_root: &DriverRoot,
+    host_root: &Path,
+) -> DevRoot {
     let in_driver_root = driver_root.here().join("dev/nvidiactl").exists();
     let host = host.unwrap_or_else(|| {
         if in_driver_root {
@@ -45,7 +63,7 @@ pub(super) fn dev_root_paths(host: Option<PathBuf>, driver_root: &DriverRoot) ->
         Ok(rest) if driver_root.here().join(rest).join("dev").is_dir() => {
             driver_root.here().join(rest)
         }
-        _ => host.clone(),
+        _ => HostFolder::below(host_root, &host).here,
     };
     DevRoot::new(host, here)
 }
@@ -118,6 +136,55 @@ pub(super) fn resource_name(text: &str) -> Result<String, String> {
     Ok(text.into())
 }
 
+/// Words of `all`, separated by commas.
+pub(super) fn words<T: Copy + Ord>(
+    text: &str,
+    all: &[T],
+    name: fn(T) -> &'static str,
+) -> Result<BTreeSet<T>, String> {
+    text.split(',')
+        .map(|text| word(text.trim(), all, name))
+        .collect()
+}
+
+/// One word of `all`.
+pub(super) fn word<T: Copy>(
+    text: &str,
+    all: &[T],
+    name: fn(T) -> &'static str,
+) -> Result<T, String> {
+    let found = all.iter().find(|one| name(**one) == text);
+    found.copied().ok_or_else(|| {
+        let names: Vec<_> = all.iter().map(|one| name(*one)).collect();
+        format!("is not {}", or(&names))
+    })
+}
+
+fn or(names: &[&str]) -> String {
+    match names {
+        [most @ .., last] if !most.is_empty() => format!("{} or {last}", most.join(", ")),
+        _ => names.concat(),
+    }
+}
+
+/// As Go's `strconv.ParseBool` reads it, which NVIDIA's plugin uses.
+pub(super) fn boolean(text: &str) -> Result<bool, String> {
+    match text {
+        "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
+        "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
+        _ => Err("is not true or false".into()),
+    }
+}
+
+/// NVIDIA's plugin knows channel 0 only (its api/config/v1/imex.go).
+pub(super) fn imex_channels(text: &str) -> Result<bool, String> {
+    match text.trim_matches(['[', ']']) {
+        "" => Ok(false),
+        "0" => Ok(true),
+        _ => Err("is not 0, the only IMEX channel that can be given".into()),
+    }
+}
+
 fn edges(text: &str, allowed: impl Fn(u8) -> bool) -> bool {
     text.bytes().next().is_some_and(&allowed) && text.bytes().last().is_some_and(&allowed)
 }
@@ -182,10 +249,25 @@ mod tests {
         let here = tempfile::tempdir().unwrap();
         std::fs::create_dir_all(here.path().join("dev")).unwrap();
         std::fs::write(here.path().join("dev/nvidiactl"), "").unwrap();
-        let root = driver_root_paths("/run/nvidia/driver".into(), Some(here.path().into()));
-        let dev = dev_root_paths(None, &root);
+        let root = driver_root_paths("/run/nvidia/driver".into(), Some(here.path().into()), None);
+        let slash = host_root(&root);
+        assert_eq!(slash, Path::new("/"));
+        let dev = dev_root_paths(None, &root, &slash);
         assert_eq!(dev, DevRoot::new("/run/nvidia/driver", here.path()));
-        let elsewhere = dev_root_paths(Some("/".into()), &root);
+        let elsewhere = dev_root_paths(Some("/".into()), &root, &slash);
         assert_eq!(elsewhere, DevRoot::new("/", "/"));
+    }
+
+    #[test]
+    fn all_of_a_host_is_seen_below_its_root() {
+        let here = tempfile::tempdir().unwrap();
+        let here = here.path().canonicalize().unwrap();
+        std::fs::create_dir_all(here.join("run/nvidia/driver")).unwrap();
+        let root = driver_root_paths("/run/nvidia/driver".into(), None, Some(&here));
+        assert_eq!(root.here(), here.join("run/nvidia/driver"));
+        let dev = dev_root_paths(None, &root, &here);
+        assert_eq!(dev, DevRoot::new("/", &here));
+        let whole = driver_root_paths("/".into(), Some(here.clone()), None);
+        assert_eq!(host_root(&whole), here);
     }
 }

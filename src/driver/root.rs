@@ -63,7 +63,7 @@ impl DriverRoot {
     ///
     /// What the system says of the first step that cannot be taken, such as a
     /// dangling link, and an error of its own after 40 links.
-    pub(super) fn resolve(&self, path: &Path) -> io::Result<PathBuf> {
+    pub fn resolve(&self, path: &Path) -> io::Result<PathBuf> {
         let mut pending = steps(path);
         let mut real = PathBuf::new();
         let mut links = 0;

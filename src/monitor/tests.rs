@@ -2,9 +2,10 @@ use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, channel};
 
 use super::*;
-use crate::config::HostPaths;
+use crate::config::{AllocationOptions, DriverOptions, HostFolder, HostPaths, VolumeMode};
 use crate::device::Health;
 use crate::driver::DriverRoot;
+use crate::driver::capabilities::Capabilities;
 use crate::driver::nodes::DevRoot;
 use crate::gpu::{EventSource, Gpu, Reading, Vitals, XidEvent};
 
@@ -60,12 +61,21 @@ fn config(root: &std::path::Path) -> Config {
             nvml_library: None,
             driver_root: DriverRoot::new(root, root),
             dev_root: DevRoot::new(root, root),
+            state_dir: HostFolder::below(root, "/state"),
+            cdi_root: HostFolder::below(root, "/cdi"),
+            host_root: root.into(),
             sysfs: root.into(),
             procfs: root.into(),
         },
         resource_name: "nvidia.com/gpu".into(),
         http_listen: ([127, 0, 0, 1], 0).into(),
         poll_interval: Duration::from_millis(100),
+        driver: DriverOptions {
+            capabilities: Capabilities::default(),
+            volume: VolumeMode::Never,
+            make_device_nodes: false,
+        },
+        allocation: AllocationOptions::default(),
     }
 }
 

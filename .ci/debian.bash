@@ -21,41 +21,52 @@ mirrors() {
   apt-get update --print-uris | sed -n "s,^'\(.*\)/dists/$suites/InRelease'.*,\1,p" | uniq
 }
 
-# own_apt ARCHITECTURE ARGUMENT...: apt-get on the state in $folder.
+# own_apt PROGRAM ARCHITECTURE ARGUMENT...: apt-PROGRAM on the state in $folder,
+# which has the lists of packages alone: no translations, no descriptions.
 own_apt() {
-  local architecture=$1
-  shift
-  apt-get -qq -o Dir::Etc::sourcelist="$folder/sources.list" -o Dir::Etc::sourceparts=- \
+  local program=$1 architecture=$2
+  shift 2
+  "apt-$program" -qq -o Dir::Etc::sourcelist="$folder/sources.list" -o Dir::Etc::sourceparts=- \
     -o Dir::Etc::preferencesparts=/dev/null -o Dir::State::lists="$folder/lists" \
     -o Dir::Cache="$folder/cache" -o Dir::State::status=/dev/null \
     -o APT::Architecture="$architecture" -o APT::Architectures="$architecture" \
-    -o APT::Sandbox::User= -o APT::Update::Error-Mode=any -o Acquire::Retries=2 "$@"
+    -o APT::Sandbox::User= -o APT::Update::Error-Mode=any -o Acquire::Retries=2 \
+    -o Acquire::Languages=none -o Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false \
+    "$@"
 }
 
-# update SUITE COMPONENT ARCHITECTURE: sets $folder to an apt state that knows
-# their packages, from the first mirror that has them.
+# update SUITE COMPONENTS ARCHITECTURE: sets $folder to an apt state that knows
+# their packages, from the first mirror that has them. COMPONENTS is one word.
 update() {
   local mirror
-  folder=$state/apt/$1-$2-$3
+  folder=$state/apt/$1-${2// /+}-$3
   [ -e "$folder/updated" ] && return
   mkdir -p "$folder/lists/partial" "$folder/cache/archives/partial"
   for mirror in $(mirrors); do
     echo "deb [signed-by=$keyring] $mirror $1 $2" >"$folder/sources.list"
-    own_apt "$3" update && touch "$folder/updated" && return
+    own_apt get "$3" update && touch "$folder/updated" && return
   done
   return 1
 }
 
-# download SUITE COMPONENT ARCHITECTURE PACKAGE...: into $folder/deb.
-download() {
-  update "$1" "$2" "$3" && rm -rf "$folder/deb" && mkdir -p "$folder/deb" &&
-    (cd "$folder/deb" && own_apt "$3" download "${@:4}")
+# those_of SUITE COMPONENTS ARCHITECTURE PACKAGE...: those of the packages that
+# there are, a line each.
+those_of() {
+  local folder=''
+  update "$1" "$2" "$3" || return
+  comm -12 <(own_apt cache "$3" pkgnames | sort -u) <(printf '%s\n' "${@:4}" | sort -u)
 }
 
-# unpack ROOT SUITE COMPONENT ARCHITECTURE PACKAGE...: the packages' files, in a
+# download SUITE COMPONENTS ARCHITECTURE PACKAGE...: into $folder/deb.
+download() {
+  update "$1" "$2" "$3" && rm -rf "$folder/deb" && mkdir -p "$folder/deb" &&
+    (cd "$folder/deb" && own_apt get "$3" download "${@:4}")
+}
+
+# unpack ROOT SUITE COMPONENTS ARCHITECTURE PACKAGE...: the packages' files, in a
 # new folder.
 unpack() {
-  local root=$1 folder= deb
+  local root=$1 folder='' deb
   shift
   # What was known of the packages may have gone stale since.
   download "$@" || { rm -f "$folder/updated" && download "$@"; } || return

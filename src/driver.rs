@@ -14,10 +14,16 @@
 pub mod capabilities;
 pub mod nodes;
 
+mod catalog;
 mod elf;
+mod files;
 mod kernel_module;
 mod layout;
+mod ldcache;
+mod left_out;
+mod look;
 mod mounts;
+mod names;
 mod root;
 mod search;
 
@@ -27,71 +33,12 @@ mod fixture;
 use std::io;
 use std::path::PathBuf;
 
+pub use self::files::{DriverFile, DriverFiles, FileKind, FromImage, Missing};
 pub use self::kernel_module::kernel_module_version;
+pub use self::left_out::{LeftOut, Reason};
 pub use self::mounts::DriverMount;
 pub use self::root::DriverRoot;
 pub use self::search::nvml_library;
-
-use self::layout::Architecture;
-use self::search::Search;
-
-/// A file of the driver.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DriverFile {
-    /// The library's SONAME, which programs load it by, or the program's name.
-    pub name: String,
-    /// The file itself, links followed within the root, as the host names it.
-    pub host: PathBuf,
-    /// The same file as this process sees it.
-    pub here: PathBuf,
-}
-
-/// The files of one driver that computing and watching GPUs take.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DriverFiles {
-    /// The driver's version, such as `550.163.01`.
-    pub version: String,
-    /// Sorted by name, one a SONAME; `libcuda.so.1` and `libnvidia-ml.so.1` are always there.
-    pub libraries: Vec<DriverFile>,
-    /// Sorted by name; empty where the driver came without programs.
-    pub binaries: Vec<DriverFile>,
-}
-
-impl DriverFiles {
-    /// Finds the files of driver `version` for this machine's architecture.
-    ///
-    /// A library is taken from the first folder that has it. What another
-    /// version, another architecture or no library at all hides behind a fitting
-    /// name is passed over, and named in the debug log.
-    ///
-    /// # Errors
-    ///
-    /// [`DriverError::Root`] where the root is no readable folder, and
-    /// [`DriverError::LibraryMissing`] where no folder holds a library without
-    /// which no CUDA program starts.
-    pub fn find(root: &DriverRoot, version: &str) -> Result<Self, DriverError> {
-        Search::new(root, Architecture::HERE)?.files(version)
-    }
-
-    /// Whether every file that was found is still there.
-    #[must_use]
-    pub fn are_there(&self) -> bool {
-        let mut files = self.libraries.iter().chain(&self.binaries);
-        files.all(|file| file.here.is_file())
-    }
-
-    /// Where a container sees each file.
-    ///
-    /// Every library is bound at its SONAME in each folder that a loader of this
-    /// machine's architecture searches by default, so that it is found without a
-    /// variable or a cache, whatever distribution the image is of. Programs go to
-    /// `/usr/bin`. All of them are meant read-only. Ordered by name, then folder,
-    /// libraries first.
-    #[must_use]
-    pub fn mounts(&self) -> Vec<DriverMount> {
-        mounts::mounts(self, Architecture::HERE)
-    }
-}
 
 /// Why no driver was found.
 #[derive(Debug, thiserror::Error)]
@@ -123,7 +70,7 @@ pub enum DriverError {
         architecture: &'static str,
         /// The root that was searched.
         root: Box<DriverRoot>,
-        /// The folders that were searched, relative to the root.
+        /// The folders that were searched and are there, relative to the root.
         folders: Box<[PathBuf]>,
         /// Versions of this library that are there instead.
         other_versions: Box<[String]>,
@@ -131,6 +78,9 @@ pub enum DriverError {
 }
 
 fn searched(folders: &[PathBuf]) -> String {
+    if folders.is_empty() {
+        return "none of the folders that drivers are known to be in".into();
+    }
     let folders: Vec<_> = folders
         .iter()
         .map(|folder| folder.display().to_string())

@@ -124,7 +124,7 @@ impl Inventory {
             mounts: node
                 .driver
                 .as_ref()
-                .map(DriverFiles::mounts)
+                .map(|files| files.mounts(None))
                 .unwrap_or_default(),
         };
         let missing = common.missing_node();

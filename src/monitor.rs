@@ -50,8 +50,9 @@ pub fn nvml_opener(config: &Config) -> Arc<Opener> {
     let paths = config.paths.clone();
     Arc::new(move || {
         let library = paths.nvml_library.clone();
-        let library = library.or_else(|| driver::nvml_library(&paths.driver_root));
         let module = driver::kernel_module_version(&paths.procfs, &paths.sysfs);
+        let library =
+            library.or_else(|| driver::nvml_library(&paths.driver_root, module.as_deref()));
         match NvmlLibrary::open(library.as_deref(), &paths.sysfs, module) {
             Ok(nvml) => Ok(Arc::new(nvml) as Arc<dyn GpuLibrary>),
             // It was the loader's turn because the driver root has none.
@@ -203,7 +204,7 @@ impl Monitor {
         match &files {
             Ok(files) => {
                 if self.readiness.ready(DRIVER_FILES) || self.node.driver.is_err() {
-                    let libraries = files.libraries.len();
+                    let libraries = files.libraries().count();
                     info!(version, libraries, "driver files found");
                 }
             }

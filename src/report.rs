@@ -104,7 +104,11 @@ fn read(config: &Config) -> anyhow::Result<Report> {
     let mut inventory = Inventory::default();
     inventory.scanned(Duration::ZERO, &readings, &[], calls::DEADLINE);
     probe(library.as_ref(), &mut inventory);
-    let files = DriverFiles::find(&config.paths.driver_root, &driver_version);
+    let files = DriverFiles::find(
+        &config.paths.driver_root,
+        &driver_version,
+        &config.driver.capabilities,
+    );
     if let Err(error) = &files {
         problems.push(error.to_string());
     }

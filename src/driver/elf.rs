@@ -20,12 +20,19 @@ const MAX_READ: u64 = 64 * 1024;
 /// Longest name of a file on Linux.
 const MAX_NAME: u64 = 255;
 
+/// Most libraries that one is taken to need. The driver's need up to fourteen.
+const MAX_NEEDED: usize = 64;
+
 /// A 64-bit, little-endian ELF file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct ElfFile {
     pub(super) machine: elf::Machine,
     pub(super) kind: elf::FileType,
     pub(super) soname: Option<String>,
+    /// The SONAMEs of the libraries that are loaded before it.
+    pub(super) needed: Vec<String>,
+    /// The loader that a program asks for.
+    pub(super) interpreter: Option<String>,
 }
 
 /// Why a file is not read as ELF.
@@ -35,6 +42,10 @@ pub(super) enum ElfError {
     Io(#[from] io::Error),
     #[error("not a regular file")]
     NotAFile,
+    #[error("a linker script")]
+    LinkerScript,
+    #[error("for 32-bit programs")]
+    Bits32,
     #[error("not a 64-bit little-endian ELF file, or a damaged one: {0}")]
     Header(#[from] object::Error),
     #[error("the dynamic segment points outside the file")]
@@ -51,43 +62,99 @@ impl ElfFile {
         Self::read(File::open(path)?)
     }
 
-    /// Reads headers, the dynamic segment and one string: a few kilobytes,
+    /// Reads headers, the dynamic segment and a few strings: some kilobytes,
     /// whatever the file's size and whatever it claims.
     fn read(file: impl Read + Seek) -> Result<Self, ElfError> {
         let cache = ReadCache::new(file);
         let data = Bounded(&cache);
+        foreign(data)?;
         let header = Header::parse(data)?;
         let endian = header.endian()?;
         let segments = header.program_headers(endian, data)?;
+        let dynamic = Dynamic::read(segments, data)?;
         Ok(Self {
             machine: header.e_machine(endian),
             kind: header.e_type(endian),
-            soname: soname(segments, data)?,
+            soname: dynamic.soname,
+            needed: dynamic.needed,
+            interpreter: interpreter(segments, data),
+        })
+    }
+
+    /// Whether it is a shared library.
+    pub(super) fn is_library(&self) -> bool {
+        self.kind == elf::ET_DYN
+    }
+
+    /// Whether it can be run.
+    pub(super) fn is_program(&self) -> bool {
+        self.kind == elf::ET_EXEC || self.kind == elf::ET_DYN
+    }
+}
+
+/// Knows what stands in a library's place on many machines.
+fn foreign<'data, R: ReadRef<'data>>(data: R) -> Result<(), ElfError> {
+    const BEGINNING: u64 = 512;
+    const CLASS: usize = 4;
+    let length = data.len().unwrap_or(0).min(BEGINNING);
+    let start = data.read_bytes_at(0, length).unwrap_or_default();
+    if start.starts_with(&elf::ELFMAG) {
+        let class = start.get(CLASS).copied();
+        return if class == Some(elf::ELFCLASS32.0) {
+            Err(ElfError::Bits32)
+        } else {
+            Ok(())
+        };
+    }
+    let text = String::from_utf8_lossy(start);
+    let words = ["GNU ld script", "INPUT", "GROUP"];
+    if words.iter().any(|word| text.contains(word)) {
+        return Err(ElfError::LinkerScript);
+    }
+    Ok(())
+}
+
+/// What the dynamic segment says. Taken from the segments, which the loader
+/// goes by, not from the sections, which a stripped file may lack.
+struct Dynamic {
+    soname: Option<String>,
+    needed: Vec<String>,
+}
+
+impl Dynamic {
+    fn read<'data, R: ReadRef<'data>>(
+        segments: &'data [Segment],
+        data: R,
+    ) -> Result<Self, ElfError> {
+        let (mut soname, mut strings, mut needed) = (None, None, Vec::new());
+        for (tag, value) in dynamic_entries(segments, data)? {
+            match tag {
+                elf::DT_SONAME => soname = Some(value),
+                elf::DT_STRTAB => strings = Some(value),
+                elf::DT_NEEDED if needed.len() < MAX_NEEDED => needed.push(value),
+                _ => {}
+            }
+        }
+        let text = |offset: u64| -> Result<String, ElfError> {
+            let strings = strings.ok_or(ElfError::Dynamic)?;
+            string_at(segments, data, strings, offset).ok_or(ElfError::Dynamic)
+        };
+        Ok(Self {
+            soname: match (soname, strings) {
+                (Some(offset), Some(_)) => Some(text(offset)?),
+                _ => None,
+            },
+            needed: needed.into_iter().map(text).collect::<Result<_, _>>()?,
         })
     }
 }
 
-/// What the file asks to be loaded as. Taken from the segments, which the
-/// loader goes by, not from the sections, which a stripped file may lack.
-fn soname<'data, R: ReadRef<'data>>(
-    segments: &'data [Segment],
-    data: R,
-) -> Result<Option<String>, ElfError> {
-    let mut name = None;
-    let mut strings = None;
-    for (tag, value) in dynamic_entries(segments, data)? {
-        match tag {
-            elf::DT_SONAME => name = Some(value),
-            elf::DT_STRTAB => strings = Some(value),
-            _ => {}
-        }
-    }
-    let (Some(name), Some(strings)) = (name, strings) else {
-        return Ok(None);
-    };
-    string_at(segments, data, strings, name)
-        .ok_or(ElfError::Dynamic)
-        .map(Some)
+fn interpreter<'data, R: ReadRef<'data>>(segments: &[Segment], data: R) -> Option<String> {
+    let segment = segments
+        .iter()
+        .find(|segment| segment.p_type(LittleEndian) == elf::PT_INTERP)?;
+    let start = segment.p_offset(LittleEndian);
+    text_at(data, start)
 }
 
 fn dynamic_entries<'data, R: ReadRef<'data>>(
@@ -114,7 +181,11 @@ fn string_at<'data, R: ReadRef<'data>>(
     address: u64,
     offset: u64,
 ) -> Option<String> {
-    let start = file_offset(segments, address.checked_add(offset)?)?;
+    text_at(data, file_offset(segments, address.checked_add(offset)?)?)
+}
+
+/// The text that begins here in the file and ends with a zero.
+fn text_at<'data, R: ReadRef<'data>>(data: R, start: u64) -> Option<String> {
     let end = start.saturating_add(MAX_NAME + 1).min(data.len().ok()?);
     let bytes = data.read_bytes_at_until(start..end, 0).ok()?;
     String::from_utf8(bytes.to_vec()).ok()
@@ -208,6 +279,8 @@ mod tests {
             machine: elf::EM_X86_64,
             kind: elf::ET_DYN,
             soname: Some("libcuda.so.1".to_owned()),
+            needed: Vec::new(),
+            interpreter: None,
         };
         assert_eq!(file.unwrap(), expected);
         assert!(asked < 4096, "{asked} bytes");
@@ -226,23 +299,42 @@ mod tests {
     }
 
     #[test]
-    fn other_formats_are_refused() {
-        let linker_script =
-            b"/* GNU ld script */ INPUT(libcuda.so.1) /* and so on, long enough */".to_vec();
-        let narrow = Elf {
-            class: 1,
+    fn the_libraries_that_it_needs_are_read() {
+        let elf = Elf {
+            needed: vec!["libc.so.6".into(), "libnvidia-glsi.so.1".into()],
             ..Elf::library("libcuda.so.1")
-        }
-        .bytes();
+        };
+        let (file, _) = read(elf.bytes());
+        assert_eq!(file.unwrap().needed, elf.needed);
+    }
+
+    /// This very test program, as a real linker made it.
+    #[test]
+    fn a_real_program_names_its_loader_and_its_c_library() {
+        let file = ElfFile::open(&std::env::current_exe().unwrap()).unwrap();
+        assert!(file.is_program());
+        assert!(Path::new(&file.interpreter.unwrap()).exists());
+        assert!(file.needed.iter().any(|name| name == "libc.so.6"));
+    }
+
+    #[test]
+    fn other_formats_are_refused() {
         let big_endian = Elf {
             data: 2,
             ..Elf::library("libcuda.so.1")
         }
         .bytes();
         let cut = Elf::library("libcuda.so.1").bytes()[..80].to_vec();
-        for bytes in [Vec::new(), linker_script, narrow, big_endian, cut] {
+        for bytes in [Vec::new(), b"text".to_vec(), big_endian, cut] {
             assert!(matches!(read(bytes).0, Err(ElfError::Header(_))));
         }
+        let linker_script = b"/* GNU ld script */ INPUT(libcuda.so.1)".to_vec();
+        assert!(matches!(read(linker_script).0, Err(ElfError::LinkerScript)));
+        let narrow = Elf {
+            class: 1,
+            ..Elf::library("libcuda.so.1")
+        };
+        assert!(matches!(read(narrow.bytes()).0, Err(ElfError::Bits32)));
     }
 
     #[test]

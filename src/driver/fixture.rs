@@ -24,6 +24,7 @@ pub(super) struct Elf {
     pub(super) soname: Option<String>,
     /// In place of the right offset into the strings.
     pub(super) soname_offset: Option<u64>,
+    pub(super) needed: Vec<String>,
 }
 
 impl Elf {
@@ -36,6 +37,7 @@ impl Elf {
             machine: X86_64,
             soname,
             soname_offset: None,
+            needed: Vec::new(),
         }
     }
 
@@ -50,9 +52,15 @@ impl Elf {
     pub(super) fn bytes(&self) -> Vec<u8> {
         const LOADED_AT: u64 = 0x40_0000;
         let dynamic = PROGRAM_HEADERS as u64 + 2 * 56;
-        let strings = dynamic + 3 * 16;
+        let strings = dynamic + (3 + self.needed.len() as u64) * 16;
         let name = self.soname.clone().unwrap_or_default();
-        let size = strings + name.len() as u64 + 2;
+        let mut texts = [&[0], name.as_bytes(), &[0]].concat();
+        let mut entries = Vec::new();
+        for needed in &self.needed {
+            entries.push((1, texts.len() as u64));
+            texts.extend(needed.bytes().chain([0]));
+        }
+        let size = strings + texts.len() as u64;
 
         let mut bytes = vec![0x7f, b'E', b'L', b'F', self.class, self.data, 1, 0];
         let mut put = |fields: &[&[u8]]| fields.iter().for_each(|f| bytes.extend_from_slice(f));
@@ -82,10 +90,11 @@ impl Elf {
             0x6000_000d
         };
         let name_offset = self.soname_offset.unwrap_or(1);
-        for (tag, value) in [(tag, name_offset), (5, LOADED_AT + strings), (0, 0)] {
+        entries.extend([(tag, name_offset), (5, LOADED_AT + strings), (0, 0)]);
+        for (tag, value) in entries {
             put(&[&long(tag), &long(value)]);
         }
-        put(&[&[0], name.as_bytes(), &[0]]);
+        put(&[&texts]);
         bytes
     }
 }

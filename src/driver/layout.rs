@@ -1,44 +1,8 @@
-//! What the driver's files are called, and which folders hold them.
+//! Which folders hold a driver's files, by distribution.
 
 use std::path::{Path, PathBuf};
 
 use object::elf;
-
-/// Watching GPUs takes these.
-const UTILITY: &[&str] = &["libnvidia-ml", "libnvidia-cfg"];
-
-/// Computing takes these. No branch of the driver has all of them.
-const COMPUTE: &[&str] = &[
-    "libcuda",
-    "libcudadebugger",
-    "libnvidia-opencl",
-    "libnvidia-gpucomp",
-    "libnvidia-ptxjitcompiler",
-    "libnvidia-fatbinaryloader",
-    "libnvidia-allocator",
-    "libnvidia-compiler",
-    "libnvidia-pkcs11",
-    "libnvidia-pkcs11-openssl3",
-    "libnvidia-nvvm",
-    "libnvidia-nvvm70",
-    "libnvidia-tileiras",
-];
-
-/// Libraries whose file may carry a version of its own (470 has
-/// `libnvidia-nvvm.so.4.0.0`), which says nothing of the driver's.
-const OWN_VERSION: &[&str] = &["libnvidia-nvvm", "libnvidia-nvvm70"];
-
-/// Without these no CUDA program starts; by SONAME.
-pub(super) const REQUIRED: &[&str] = &[LIBCUDA, LIBNVIDIA_ML];
-
-/// CUDA's driver interface.
-pub(super) const LIBCUDA: &str = "libcuda.so.1";
-
-/// NVML.
-pub(super) const LIBNVIDIA_ML: &str = "libnvidia-ml.so.1";
-
-/// Programs that go with the libraries.
-pub(super) const BINARIES: &[&str] = &["nvidia-smi"];
 
 /// The architecture that the driver's files are for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,79 +67,114 @@ impl Architecture {
         let mut folders = vec![self.multiarch().to_path_buf(), current];
         folders.extend(others.map(|name| self.flavours().join(name)));
         folders.extend(LIBRARY_FOLDERS.iter().map(PathBuf::from));
+        folders.push(self.bottlerocket("usr/lib/nvidia/tesla"));
         folders
+    }
+
+    /// The folders to search for programs, relative to the root, best first.
+    ///
+    /// `libcuda` is the folder that holds it. On Debian its name is also that of
+    /// the folder with the programs of the same driver, which `usr/bin` shows
+    /// only where the alternatives are set.
+    pub(super) fn program_folders(self, libcuda: Option<&Path>) -> Vec<PathBuf> {
+        let mut folders = Vec::new();
+        if let Some(folder) = libcuda {
+            folders.extend(debian_programs(folder));
+            folders.extend(folder.parent().map(|parent| parent.join("bin")));
+        }
+        folders.extend(PROGRAM_FOLDERS.iter().map(PathBuf::from));
+        folders.push(self.bottlerocket("usr/libexec/nvidia/tesla/bin"));
+        folders
+    }
+
+    fn bottlerocket(self, folder: &str) -> PathBuf {
+        let system = format!("{}-bottlerocket-linux-gnu/sys-root", self.name());
+        Path::new(&system).join(folder)
     }
 }
 
+/// Where Debian has what belongs to the driver whose libraries are in `libcuda`
+/// and is no library: `usr/lib/nvidia/current`.
+pub(super) fn debian_programs(libcuda: &Path) -> Option<PathBuf> {
+    let flavour = libcuda.file_name()?;
+    Some(Path::new("usr/lib/nvidia").join(flavour))
+}
+
 const LIBRARY_FOLDERS: &[&str] = &[
+    // Red Hat's, SUSE's, Amazon's; the .run installer's there.
     "usr/lib64",
     "usr/lib64/nvidia",
     "usr/lib",
+    // A driver in a folder of its own, also as an image mounted there.
     "usr/local/nvidia/lib64",
     "usr/local/nvidia/lib",
+    // Flatcar's.
     "opt/nvidia/lib64",
     "opt/nvidia/lib",
+    "opt/nvidia/current/usr/lib64",
+    "opt/nvidia/current/lib64",
+    "opt/nvidia/current/lib",
+    // NixOS's links into its store.
+    "run/opengl-driver/lib",
+    // Talos's, whose own C library is another.
+    "usr/local/glibc/usr/lib",
+    "usr/local/glibc/lib",
+    // Bottlerocket's, of today.
+    "usr/lib/nvidia/tesla",
+    // A root that is the driver's own folder.
     "lib64",
     "lib",
 ];
 
-/// The folders to search for programs, relative to the root, best first.
-///
-/// `flavour` is the name of the folder that holds `libcuda`. On Debian it is
-/// also that of the folder with the programs of the same driver, which
-/// `usr/bin` shows only where the alternatives are set.
-pub(super) fn binary_folders(flavour: Option<&str>) -> Vec<PathBuf> {
-    let flavour = flavour.map(|name| Path::new("usr/lib/nvidia").join(name));
-    flavour
-        .into_iter()
-        .chain(BINARY_FOLDERS.iter().map(PathBuf::from))
-        .collect()
-}
-
-const BINARY_FOLDERS: &[&str] = &[
+const PROGRAM_FOLDERS: &[&str] = &[
     "usr/bin",
     "bin",
+    "usr/sbin",
     "usr/local/nvidia/bin",
     "opt/nvidia/bin",
-    "usr/sbin",
+    "opt/nvidia/current/bin",
+    "opt/bin",
+    "usr/local/bin",
+    "run/current-system/sw/bin",
+    "usr/libexec/nvidia/tesla/bin",
 ];
 
-/// The name of a library's file: `libcuda.so.550.163.01` is `libcuda` and `550.163.01`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct LibraryName<'a> {
-    library: &'static str,
-    pub(super) suffix: &'a str,
-}
+/// Folders below a root that are the root of a driver, for a node whose driver
+/// is not its distribution's: a driver container's, and that of
+/// Container-Optimized OS.
+pub(super) const ROOTS_BELOW: &[&str] = &["run/nvidia/driver", "home/kubernetes/bin/nvidia"];
 
-impl<'a> LibraryName<'a> {
-    /// `None` for what is not one of the driver's libraries that are looked for.
-    pub(super) fn parse(file: &'a str) -> Option<Self> {
-        let (name, suffix) = file.split_once(".so.")?;
-        let library = UTILITY
-            .iter()
-            .chain(COMPUTE)
-            .find(|library| **library == name)?;
-        Some(Self { library, suffix })
-    }
+/// Where the cache of the loader is, and that of Talos's second C library.
+pub(super) const CACHES: &[&str] = &["etc/ld.so.cache", "usr/local/glibc/etc/ld.so.cache"];
 
-    /// Whether the file says itself that it is of this driver.
-    pub(super) fn is_of(self, version: &str) -> bool {
-        self.suffix == version
-    }
+/// The folders with a folder of firmware for each version.
+pub(super) const FIRMWARE_FOLDERS: &[&str] = &[
+    "usr/lib/firmware/nvidia",
+    "lib/firmware/nvidia",
+    "usr/local/nvidia/firmware/nvidia",
+    "firmware/nvidia",
+];
 
-    /// Whether the file's version is its own, so that the driver's is not known.
-    pub(super) fn has_own_version(self) -> bool {
-        OWN_VERSION.contains(&self.library) && !is_driver_version(self.suffix)
-    }
-
-    /// Whether a file of this name may be loaded by `soname`, which becomes a
-    /// name in the container: it is of the same library, and no path.
-    pub(super) fn fits(self, soname: &str) -> bool {
-        soname
-            .strip_prefix(self.library)
-            .is_some_and(|rest| rest.starts_with(".so."))
-            && !soname.contains('/')
-    }
+/// Which distribution's or installer's layout it is that has libcuda in this
+/// folder of the host.
+pub(super) fn name(folder: &Path) -> &'static str {
+    const NAMES: &[(&str, &str)] = &[
+        ("run/nvidia/driver", "driver container"),
+        ("home/kubernetes/bin/nvidia", "Container-Optimized OS"),
+        ("bottlerocket", "Bottlerocket"),
+        ("nix/store", "NixOS"),
+        ("run/opengl-driver", "NixOS"),
+        ("usr/local/glibc", "Talos"),
+        ("opt/nvidia", "Flatcar"),
+        ("usr/local/nvidia", "folder of its own"),
+        ("nvidia/tesla", "Bottlerocket"),
+        ("linux-gnu/nvidia/", "Debian"),
+        ("linux-gnu", "Debian's or Ubuntu's folder"),
+        ("lib64", "Red Hat's or SUSE's folder"),
+    ];
+    let text = folder.to_string_lossy();
+    let known = NAMES.iter().find(|(part, _)| text.contains(part));
+    known.map_or("other", |(_, name)| name)
 }
 
 /// Whether this is the version of a driver, and not that of an interface: three
@@ -215,61 +214,6 @@ mod tests {
     }
 
     #[test]
-    fn names_are_of_known_libraries_only() {
-        let name = LibraryName::parse("libnvidia-nvvm.so.4.0.0").unwrap();
-        assert_eq!(
-            name,
-            LibraryName {
-                library: "libnvidia-nvvm",
-                suffix: "4.0.0"
-            }
-        );
-        assert!(name.has_own_version());
-        for other in [
-            "libcuda.so",
-            "libcuda",
-            "libcudart.so.12",
-            "libnvidia-glcore.so.550.163.01",
-        ] {
-            assert_eq!(LibraryName::parse(other), None, "{other}");
-        }
-    }
-
-    #[test]
-    fn own_versions_are_a_rare_right() {
-        for file in [
-            "libnvidia-nvvm.so.535.261.03",
-            "libcuda.so.1.1",
-            "libnvidia-ml.so.1",
-        ] {
-            assert!(
-                !LibraryName::parse(file).unwrap().has_own_version(),
-                "{file}"
-            );
-        }
-        assert!(
-            LibraryName::parse("libnvidia-nvvm70.so.4")
-                .unwrap()
-                .has_own_version()
-        );
-    }
-
-    #[test]
-    fn a_soname_is_of_the_same_library_and_no_path() {
-        let name = LibraryName::parse("libcuda.so.550.163.01").unwrap();
-        assert!(name.fits("libcuda.so.1"));
-        for soname in [
-            "",
-            "libcuda",
-            "libcudadebugger.so.1",
-            "libcuda.so.1/../../etc",
-            "/libcuda.so.1",
-        ] {
-            assert!(!name.fits(soname), "{soname}");
-        }
-    }
-
-    #[test]
     fn debians_current_driver_goes_before_its_others() {
         let flavours = ["current".to_owned(), "tesla-470".to_owned()];
         let folders = Architecture::Aarch64.library_folders(&flavours);
@@ -283,5 +227,39 @@ mod tests {
                 .count(),
             1
         );
+    }
+
+    #[test]
+    fn programs_are_looked_for_beside_their_libraries_first() {
+        let libcuda = Path::new("usr/lib/x86_64-linux-gnu/nvidia/current");
+        let folders = Architecture::X86_64.program_folders(Some(libcuda));
+        assert_eq!(folders[0], Path::new("usr/lib/nvidia/current"));
+        assert!(folders.contains(&"usr/bin".into()));
+        let own = Path::new("usr/local/nvidia/lib64");
+        let folders = Architecture::X86_64.program_folders(Some(own));
+        assert_eq!(folders[1], Path::new("usr/local/nvidia/bin"));
+    }
+
+    #[test]
+    fn layouts_are_known_by_their_folders() {
+        for (folder, layout) in [
+            ("/usr/lib/x86_64-linux-gnu/nvidia/current", "Debian"),
+            ("/usr/lib/x86_64-linux-gnu", "Debian's or Ubuntu's folder"),
+            ("/usr/lib64", "Red Hat's or SUSE's folder"),
+            (
+                "/run/nvidia/driver/usr/lib/x86_64-linux-gnu",
+                "driver container",
+            ),
+            (
+                "/home/kubernetes/bin/nvidia/lib64",
+                "Container-Optimized OS",
+            ),
+            ("/usr/local/nvidia/lib64", "folder of its own"),
+            ("/nix/store/abc-nvidia-x11-550.163.01/lib", "NixOS"),
+            ("/usr/local/glibc/usr/lib", "Talos"),
+            ("/elsewhere", "other"),
+        ] {
+            assert_eq!(name(Path::new(folder)), layout, "{folder}");
+        }
     }
 }

@@ -1,250 +1,141 @@
 //! The search for one driver's files under a root.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 
-use object::elf;
-use tracing::debug;
-
+use super::capabilities::Capabilities;
+use super::catalog::{self, LIBNVIDIA_ML};
 use super::elf::ElfFile;
-use super::layout::{
-    Architecture, BINARIES, LIBCUDA, LIBNVIDIA_ML, LibraryName, REQUIRED, binary_folders,
-    is_driver_version,
-};
-use super::{DriverError, DriverFile, DriverFiles, DriverRoot};
+use super::files::DriverFiles;
+use super::layout::{Architecture, CACHES, ROOTS_BELOW};
+use super::look::Look;
+use super::names::{LibraryName, names};
+use super::{DriverError, DriverRoot, ldcache};
 
 /// Where NVML's library is under the root, for `dlopen`.
 ///
-/// The first file that calls itself `libnvidia-ml.so.1` and is for this
-/// machine's architecture, as this process sees it. In each folder, what the
-/// loader would take goes before libraries of any version beside it.
+/// That of the driver of this `version`, if there is one; else the first file
+/// that calls itself `libnvidia-ml.so.1` and is for this machine's
+/// architecture. In each folder, what the loader would take goes before
+/// libraries of any version beside it. As this process sees it.
 #[must_use]
-pub fn nvml_library(root: &DriverRoot) -> Option<PathBuf> {
-    Search::new(root, Architecture::HERE).ok()?.nvml()
+pub fn nvml_library(root: &DriverRoot, version: Option<&str>) -> Option<PathBuf> {
+    Search::new(root, Architecture::HERE).ok()?.nvml(version)
 }
-
-/// Files found so far, by SONAME.
-type Found = BTreeMap<String, DriverFile>;
 
 /// A search under one root for files of one architecture.
-pub(super) struct Search<'a> {
-    root: &'a DriverRoot,
+pub(super) struct Search {
+    /// The root itself, then those below it that could hold a driver too.
+    places: Vec<Place>,
     architecture: Architecture,
-    folders: Vec<PathBuf>,
 }
 
-impl<'a> Search<'a> {
-    pub(super) fn new(
-        root: &'a DriverRoot,
-        architecture: Architecture,
-    ) -> Result<Self, DriverError> {
+/// One root and the folders of it that are there.
+pub(super) struct Place {
+    pub(super) root: DriverRoot,
+    /// Relative to the root, best first; each real folder once.
+    pub(super) folders: Vec<PathBuf>,
+}
+
+impl Search {
+    pub(super) fn new(root: &DriverRoot, architecture: Architecture) -> Result<Self, DriverError> {
         fs::read_dir(root.here()).map_err(|source| DriverError::Root {
             root: Box::new(root.clone()),
             source,
         })?;
-        let flavours = names(root, &architecture.flavours());
+        let below = ROOTS_BELOW.iter().filter_map(|path| {
+            let here = root.resolve(Path::new(path)).ok()?;
+            here.is_dir()
+                .then(|| DriverRoot::new(root.host().join(path), here))
+        });
+        let roots = std::iter::once(root.clone()).chain(below);
         Ok(Self {
-            root,
+            places: roots.map(|root| Place::new(root, architecture)).collect(),
             architecture,
-            folders: architecture.library_folders(&flavours),
         })
     }
 
-    pub(super) fn files(&self, version: &str) -> Result<DriverFiles, DriverError> {
-        let mut found = Found::new();
-        for folder in &self.folders {
-            self.collect(folder, |name| name.is_of(version), &mut found);
-        }
-        if let Some(missing) = REQUIRED
-            .iter()
-            .find(|library| !found.contains_key(**library))
-        {
-            return Err(self.missing(missing, version));
-        }
-        let folder = found
-            .get(LIBCUDA)
-            .and_then(|file| file.here.parent())
-            .map(Path::to_path_buf);
-        if let Some(folder) = folder.as_deref().and_then(|folder| self.relative(folder)) {
-            // A name without the driver's version proves nothing, but what lies
-            // beside this driver's libcuda came with it.
-            self.collect(folder, |name| name.has_own_version(), &mut found);
-        }
-        Ok(DriverFiles {
-            version: version.to_owned(),
-            libraries: found.into_values().collect(),
-            binaries: self.binaries(folder.as_deref()),
-        })
-    }
-
-    fn nvml(&self) -> Option<PathBuf> {
-        self.folders.iter().find_map(|folder| {
-            let is_nvml = |name: &String| {
-                LibraryName::parse(name).is_some_and(|name| name.fits(LIBNVIDIA_ML))
-            };
-            let beside = names(self.root, folder).into_iter().filter(is_nvml);
-            std::iter::once(LIBNVIDIA_ML.to_owned())
-                .chain(beside)
-                .find_map(|name| {
-                    let here = self.real(&folder.join(name))?;
-                    (self.soname(&here)? == LIBNVIDIA_ML).then_some(here)
-                })
-        })
-    }
-
-    /// Adds the folder's wanted libraries, leaving those that a better folder had.
-    fn collect(&self, folder: &Path, wanted: impl Fn(LibraryName<'_>) -> bool, found: &mut Found) {
-        for entry in names(self.root, folder) {
-            if LibraryName::parse(&entry).is_none() {
-                continue;
-            }
-            if let Some(file) = self.library(&folder.join(entry), &wanted) {
-                found.entry(file.name.clone()).or_insert(file);
-            }
-        }
-    }
-
-    /// The library that `path` leads to. Its own name counts, not the link's: a
-    /// link is what goes stale.
-    fn library(&self, path: &Path, wanted: impl Fn(LibraryName<'_>) -> bool) -> Option<DriverFile> {
-        let here = self.real(path)?;
-        let name = LibraryName::parse(here.file_name()?.to_str()?)?;
-        if !wanted(name) {
-            return None;
-        }
-        let soname = self.soname(&here)?;
-        if !name.fits(&soname) {
-            debug!(path = %here.display(), soname, "skipped: calls itself another library");
-            return None;
-        }
-        self.file(soname, here)
-    }
-
-    /// The programs of the driver whose libcuda is in `libcuda_folder`.
-    fn binaries(&self, libcuda_folder: Option<&Path>) -> Vec<DriverFile> {
-        let flavour = libcuda_folder.and_then(|folder| folder.file_name()?.to_str());
-        let folders = binary_folders(flavour);
-        let find = |name: &&str| {
-            folders.iter().find_map(|folder| {
-                let here = self.real(&folder.join(name))?;
-                let file = self.elf(&here)?;
-                let runs = file.kind == elf::ET_EXEC || file.kind == elf::ET_DYN;
-                runs.then(|| self.file((*name).to_owned(), here))?
-            })
+    /// The files of the first place that has the driver; of the root itself
+    /// where none has.
+    pub(super) fn files(&self, version: &str, capabilities: &Capabilities) -> DriverFiles {
+        let mut looks = self.places.iter().map(|place| {
+            let look = Look::new(place, self.architecture, version);
+            look.files(capabilities)
+        });
+        let Some(first) = looks.next() else {
+            return DriverFiles::none(version);
         };
-        BINARIES.iter().filter_map(find).collect()
-    }
-
-    /// The SONAME of a shared library for the wanted architecture.
-    fn soname(&self, here: &Path) -> Option<String> {
-        let file = self.elf(here)?;
-        let soname = file.soname.filter(|_| file.kind == elf::ET_DYN);
-        if soname.is_none() {
-            debug!(path = %here.display(), "skipped: no shared library with a SONAME");
+        if first.has_required() {
+            return first;
         }
-        soname
+        looks.find(DriverFiles::has_required).unwrap_or(first)
     }
 
-    /// The ELF file, if it is for the wanted architecture.
-    fn elf(&self, here: &Path) -> Option<ElfFile> {
-        match ElfFile::open(here) {
-            Ok(file) if file.machine == self.architecture.machine() => Some(file),
-            Ok(file) => {
-                let machine = file.machine.0;
-                debug!(path = %here.display(), machine, "skipped: for another architecture");
-                None
-            }
-            Err(error) => {
-                debug!(path = %here.display(), %error, "skipped");
-                None
-            }
-        }
-    }
-
-    fn real(&self, path: &Path) -> Option<PathBuf> {
-        real(self.root, path)
-    }
-
-    fn file(&self, name: String, here: PathBuf) -> Option<DriverFile> {
-        Some(DriverFile {
-            name,
-            host: self.root.to_host(&here)?,
-            here,
+    pub(super) fn nvml(&self, version: Option<&str>) -> Option<PathBuf> {
+        let exact = version.map(|version| format!("libnvidia-ml.so.{version}"));
+        let folders = || {
+            let places = self.places.iter();
+            places.flat_map(|place| place.folders.iter().map(|folder| (&place.root, folder)))
+        };
+        let of_version = exact.and_then(|name| {
+            folders().find_map(|(root, folder)| self.is_nvml(root, &folder.join(&name)))
+        });
+        of_version.or_else(|| {
+            folders().find_map(|(root, folder)| {
+                let is_nvml = |name: &String| {
+                    LibraryName::parse(name).is_some_and(|name| name.stem == "libnvidia-ml")
+                };
+                let beside = names(root, folder).into_iter().filter(is_nvml);
+                std::iter::once(LIBNVIDIA_ML.to_owned())
+                    .chain(beside)
+                    .find_map(|name| self.is_nvml(root, &folder.join(name)))
+            })
         })
     }
 
-    fn relative<'p>(&self, here: &'p Path) -> Option<&'p Path> {
-        here.strip_prefix(self.root.here()).ok()
-    }
-
-    fn missing(&self, library: &'static str, version: &str) -> DriverError {
-        DriverError::LibraryMissing {
-            library,
-            version: version.to_owned(),
-            architecture: self.architecture.name(),
-            root: Box::new(self.root.clone()),
-            folders: self.folders.clone().into(),
-            other_versions: self.versions(library, version).into_iter().collect(),
-        }
-    }
-
-    /// The versions of a library that are there for the wanted architecture,
-    /// other than `version`: the way out of most missing drivers.
-    fn versions(&self, soname: &str, version: &str) -> BTreeSet<String> {
-        let mut versions = BTreeSet::new();
-        for folder in &self.folders {
-            for entry in names(self.root, folder) {
-                let Some(name) = LibraryName::parse(&entry) else {
-                    continue;
-                };
-                let other = is_driver_version(name.suffix) && !name.is_of(version);
-                if other
-                    && name.fits(soname)
-                    && self.library(&folder.join(&entry), |_| true).is_some()
-                {
-                    versions.insert(name.suffix.to_owned());
-                }
-            }
-        }
-        versions
+    /// The real file, if it is NVML's library.
+    fn is_nvml(&self, root: &DriverRoot, path: &Path) -> Option<PathBuf> {
+        let here = root.resolve(path).ok()?;
+        let file = ElfFile::open(&here).ok()?;
+        let is_nvml = file.is_library()
+            && file.machine == self.architecture.machine()
+            && file.soname.as_deref() == Some(LIBNVIDIA_ML);
+        is_nvml.then_some(here)
     }
 }
 
-/// The real file behind a path, or nothing, in the debug log if it is odd.
-fn real(root: &DriverRoot, path: &Path) -> Option<PathBuf> {
-    root.resolve(path)
-        .inspect_err(|error| note(path, error))
-        .ok()
+impl Place {
+    fn new(root: DriverRoot, architecture: Architecture) -> Self {
+        let flavours = names(&root, &architecture.flavours());
+        let mut folders = architecture.library_folders(&flavours);
+        for cache in CACHES {
+            folders.extend(cached(&root, cache, architecture));
+        }
+        let mut seen = Vec::new();
+        folders.retain(|folder| {
+            let real = root.resolve(folder).ok().filter(|real| real.is_dir());
+            real.is_some_and(|real| {
+                let new = !seen.contains(&real);
+                seen.push(real);
+                new
+            })
+        });
+        Self { root, folders }
+    }
 }
 
-/// The names in a folder under the root, sorted, so that the same folder
-/// always gives the same answer.
-fn names(root: &DriverRoot, folder: &Path) -> Vec<String> {
-    let Some(folder) = real(root, folder) else {
+/// The folders that a loader's cache names for libraries of the driver, relative
+/// to the root.
+fn cached(root: &DriverRoot, cache: &str, architecture: Architecture) -> Vec<PathBuf> {
+    let Ok(cache) = root.resolve(Path::new(cache)) else {
         return Vec::new();
     };
-    let entries = match fs::read_dir(&folder) {
-        Ok(entries) => entries,
-        Err(error) => {
-            note(&folder, &error);
-            return Vec::new();
-        }
-    };
-    let mut names: Vec<_> = entries
-        .flatten()
-        .filter_map(|entry| entry.file_name().into_string().ok())
-        .collect();
-    names.sort_unstable();
-    names
-}
-
-/// Most folders of the list are on no one host: that is not worth a line.
-fn note(path: &Path, error: &io::Error) {
-    if error.kind() != io::ErrorKind::NotFound {
-        debug!(path = %path.display(), %error, "skipped");
-    }
+    let folders = ldcache::folders(&cache, architecture, catalog::is_of_the_driver);
+    let relative = |folder: PathBuf| folder.strip_prefix("/").map(Path::to_path_buf);
+    folders
+        .into_iter()
+        .filter_map(|f| relative(f).ok())
+        .collect()
 }
 
 #[cfg(test)]
@@ -260,12 +151,18 @@ mod tests {
     }
 
     fn find_for(tree: &Tree, architecture: Architecture) -> Result<DriverFiles, DriverError> {
-        Search::new(&tree.root, architecture)?.files(VERSION)
+        let search = Search::new(&tree.root, architecture)?;
+        search.files(VERSION, &Capabilities::default()).complete()
+    }
+
+    fn nvml(tree: &Tree, version: Option<&str>) -> Option<PathBuf> {
+        let search = Search::new(&tree.root, Architecture::X86_64).unwrap();
+        search.nvml(version)
     }
 
     /// `name -> host path` of every file, libraries first.
     fn listing(files: &DriverFiles) -> Vec<String> {
-        let files = files.libraries.iter().chain(&files.binaries);
+        let files = files.files.iter();
         files
             .map(|file| format!("{} -> {}", file.name, file.host.display()))
             .collect()
@@ -292,7 +189,7 @@ mod tests {
             "nvidia-smi -> /usr/bin/nvidia-smi",
         ];
         assert_eq!(listing(&files), expected);
-        for file in files.libraries.iter().chain(&files.binaries) {
+        for file in &files.files {
             assert_eq!(tree.root.to_host(&file.here).unwrap(), file.host);
             assert!(file.here.is_file());
         }
@@ -320,10 +217,7 @@ mod tests {
             "nvidia-smi -> /usr/lib/nvidia/current/nvidia-smi".to_owned(),
         ];
         assert_eq!(found(&tree), expected);
-        let nvml = Search::new(&tree.root, Architecture::X86_64)
-            .unwrap()
-            .nvml()
-            .unwrap();
+        let nvml = nvml(&tree, None).unwrap();
         assert_eq!(
             tree.root.to_host(&nvml).unwrap(),
             Path::new("/")
@@ -384,8 +278,7 @@ mod tests {
         let root = DriverRoot::new("/home/kubernetes/bin/nvidia", tree.root.here());
         let files = Search::new(&root, Architecture::X86_64)
             .unwrap()
-            .files(VERSION)
-            .unwrap();
+            .files(VERSION, &Capabilities::default());
         let expected = [
             "libcuda.so.1 -> /home/kubernetes/bin/nvidia/lib64/libcuda.so.550.163.01",
             "libnvidia-ml.so.1 -> /home/kubernetes/bin/nvidia/lib64/libnvidia-ml.so.550.163.01",
@@ -508,15 +401,13 @@ mod tests {
         let files = find_for(&tree, Architecture::Aarch64).unwrap();
         assert!(
             files
-                .libraries
-                .iter()
+                .libraries()
                 .all(|file| file.host.starts_with(Path::new("/").join(folder)))
         );
         let files = find(&tree).unwrap();
         assert!(
             files
-                .libraries
-                .iter()
+                .libraries()
                 .all(|file| file.host.starts_with(Path::new("/").join(MULTIARCH)))
         );
     }
@@ -532,13 +423,186 @@ mod tests {
         let here = tree.root.here().display();
         let expected = format!(
             "no libnvidia-ml.so.1 of driver 550.163.01 for x86_64 under the driver root {here} \
-             (/ on the host); searched usr/lib/x86_64-linux-gnu, \
-             usr/lib/x86_64-linux-gnu/nvidia/current, usr/lib64, usr/lib64/nvidia, usr/lib, \
-             usr/local/nvidia/lib64, usr/local/nvidia/lib, opt/nvidia/lib64, opt/nvidia/lib, \
-             lib64, lib and found 535.261.03 instead; name the folder of the host that holds \
-             this driver with --driver-root"
+             (/ on the host); searched usr/lib64 and found 535.261.03 instead; name the folder \
+             of the host that holds this driver with --driver-root"
         );
         assert_eq!(message, expected);
+    }
+
+    #[test]
+    fn nvml_of_the_modules_version_goes_first() {
+        let tree = Tree::new();
+        tree.required("usr/lib64", "580.159.04")
+            .required("usr/local/nvidia/lib64", VERSION);
+        let found = nvml(&tree, Some(VERSION)).unwrap();
+        assert!(found.ends_with("usr/local/nvidia/lib64/libnvidia-ml.so.550.163.01"));
+        let found = nvml(&tree, Some("390.157")).unwrap();
+        assert!(found.ends_with("usr/lib64/libnvidia-ml.so.580.159.04"));
+    }
+
+    #[test]
+    fn a_driver_containers_root_below_the_hosts() {
+        let tree = Tree::new();
+        let folder = "run/nvidia/driver/usr/lib/x86_64-linux-gnu";
+        tree.required(folder, VERSION)
+            .required("usr/lib64", "535.261.03");
+        // A link that is whole leads on inside of that root.
+        tree.elf("run/nvidia/driver/usr/bin/real", &Elf::program())
+            .link("run/nvidia/driver/usr/bin/nvidia-smi", "/usr/bin/real");
+        let files = find(&tree).unwrap();
+        let expected = [
+            format!("libcuda.so.1 -> /{folder}/libcuda.so.550.163.01"),
+            format!("libnvidia-ml.so.1 -> /{folder}/libnvidia-ml.so.550.163.01"),
+            "nvidia-smi -> /run/nvidia/driver/usr/bin/real".to_owned(),
+        ];
+        assert_eq!(listing(&files), expected);
+        assert_eq!(files.layout(), "driver container");
+    }
+
+    #[test]
+    fn folders_that_only_the_loaders_cache_names() {
+        let tree = Tree::new();
+        tree.required("srv/driver", VERSION).file(
+            "etc/ld.so.cache",
+            &crate::driver::ldcache::of("libcuda.so.1", "/srv/driver/libcuda.so.1"),
+        );
+        assert_eq!(
+            found(&tree)[0],
+            "libcuda.so.1 -> /srv/driver/libcuda.so.550.163.01"
+        );
+    }
+
+    /// Each with its reason, by path.
+    #[test]
+    fn what_is_left_out_is_told_with_the_reason() {
+        let tree = Tree::new();
+        let cuda = Elf::library("libcuda.so.1");
+        let other = |elf: Elf| elf.bytes();
+        let files: [(&str, Vec<u8>, &str); 8] = [
+            (
+                "usr/lib64/libcuda.so.535.261.03",
+                other(cuda.clone()),
+                "of driver 535.261.03",
+            ),
+            ("usr/lib64/stubs/libcuda.so", other(cuda.clone()), "a stub"),
+            (
+                "usr/lib/libcuda.so.550.163.01",
+                other(Elf {
+                    class: 1,
+                    ..cuda.clone()
+                }),
+                "32-bit",
+            ),
+            (
+                "opt/nvidia/lib/libcuda.so.550.163.01",
+                other(Elf {
+                    machine: AARCH64,
+                    ..cuda.clone()
+                }),
+                "aarch64",
+            ),
+            (
+                "usr/lib64/libnvidia-opencl.so.550.163.01",
+                b"/* GNU ld script */".to_vec(),
+                "linker script",
+            ),
+            (
+                "usr/lib64/libnvidia-nvvm.so.550.163.01",
+                other(Elf::library("libother.so.1")),
+                "calls itself libother.so.1",
+            ),
+            (
+                "lib64/libcuda.so.550.163.01",
+                other(cuda.clone()),
+                "another copy: /usr/lib64/libcuda.so.550.163.01",
+            ),
+            ("usr/bin/nvidia-smi", b"#!/bin/sh".to_vec(), "not a 64-bit"),
+        ];
+        tree.required("usr/lib64", VERSION)
+            .link(
+                "usr/lib64/libcudadebugger.so.1",
+                "libcudadebugger.so.550.163.01",
+            )
+            .link("usr/lib/libcuda.so.1", "../lib64/stubs/libcuda.so");
+        for (path, bytes, _) in &files {
+            tree.file(path, bytes);
+        }
+        let found = find(&tree).unwrap();
+        let reason = |path: &str| {
+            let left = found
+                .left_out
+                .iter()
+                .find(|left| left.host == Path::new("/").join(path));
+            left.map(|left| left.reason.to_string())
+        };
+        for (path, _, expected) in &files {
+            let reason = reason(path).unwrap_or_else(|| panic!("{path}: {:?}", found.left_out));
+            assert!(reason.contains(expected), "{path}: {reason}");
+        }
+        let dangling = reason("usr/lib64/libcudadebugger.so.1").unwrap();
+        assert_eq!(dangling, "a link that leads nowhere");
+        assert_eq!(found.left_out.len(), files.len() + 1);
+        assert_eq!(listing(&found).len(), 2);
+    }
+
+    #[test]
+    fn what_a_library_needs_comes_with_it_whatever_its_capability() {
+        let tree = Tree::new();
+        let needs = |name: &str, needed: &[&str]| Elf {
+            needed: needed.iter().map(|name| (*name).to_owned()).collect(),
+            ..Elf::library(name)
+        };
+        tree.required("usr/lib64", VERSION)
+            .elf(
+                "usr/lib64/libnvidia-encode.so.550.163.01",
+                &needs(
+                    "libnvidia-encode.so.1",
+                    &[
+                        "libnvidia-gpucomp.so.550.163.01",
+                        "libX11.so.6",
+                        "libc.so.6",
+                    ],
+                ),
+            )
+            .elf(
+                "usr/lib64/libnvidia-gpucomp.so.550.163.01",
+                &needs(
+                    "libnvidia-gpucomp.so.550.163.01",
+                    &["libnvidia-tls.so.550.163.01"],
+                ),
+            )
+            .elf(
+                "usr/lib64/libnvidia-opencl.so.550.163.01",
+                &needs("libnvidia-opencl.so.1", &[]),
+            );
+        let search = Search::new(&tree.root, Architecture::X86_64).unwrap();
+        let files = search.files(VERSION, &"video".parse().unwrap());
+        let names: Vec<_> = files.libraries().map(|file| file.name.as_str()).collect();
+        let expected = [
+            "libcuda.so.1",
+            "libnvidia-encode.so.1",
+            "libnvidia-gpucomp.so.550.163.01",
+            "libnvidia-ml.so.1",
+        ];
+        assert_eq!(names, expected);
+        let missing = files
+            .missing
+            .iter()
+            .map(|it| (it.name.as_str(), it.cost.as_str()));
+        let missing: Vec<_> = missing.collect();
+        assert!(
+            missing.contains(&(
+                "libnvidia-tls.so.550.163.01",
+                "libnvidia-gpucomp.so.550.163.01 does not load"
+            )),
+            "{missing:?}"
+        );
+        assert!(
+            missing.contains(&("libnvcuvid.so", "no decoding of video (NVDEC)")),
+            "{missing:?}"
+        );
+        assert_eq!(files.from_image[0].name, "libX11.so.6");
+        assert_eq!(files.from_image.len(), 1);
     }
 
     #[test]
@@ -553,20 +617,16 @@ mod tests {
             }
         ));
         let root = DriverRoot::new("/", tree.root.here().join("gone"));
-        let error = DriverFiles::find(&root, VERSION).unwrap_err();
+        let error = DriverFiles::find(&root, VERSION, &Capabilities::default()).unwrap_err();
         assert!(matches!(error, DriverError::Root { .. }), "{error}");
         assert!(error.to_string().contains("--driver-root"), "{error}");
-        assert_eq!(nvml_library(&root), None);
+        assert_eq!(nvml_library(&root, None), None);
     }
 
     #[test]
     fn nvml_is_what_the_loader_would_take_or_any_version() {
         let tree = Tree::new();
-        let nvml = || {
-            Search::new(&tree.root, Architecture::X86_64)
-                .unwrap()
-                .nvml()
-        };
+        let nvml = || nvml(&tree, None);
         assert_eq!(nvml(), None);
         tree.elf(
             "usr/lib64/libnvidia-ml.so.535.261.03",

@@ -142,9 +142,10 @@ impl<'a> Session<'a> {
 
     fn ask_driver(&mut self) {
         let root = self.monitor.config.paths.driver_root.clone();
+        let capabilities = self.monitor.config.driver.capabilities.clone();
         let asked = self.ask(Key::Driver, move |library| {
             Answer::Driver(library.driver_version().map(|version| {
-                let files = DriverFiles::find(&root, &version);
+                let files = DriverFiles::find(&root, &version, &capabilities);
                 (version, files)
             }))
         });

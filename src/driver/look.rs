@@ -1,0 +1,473 @@
+//! A look at one place for all files of one driver.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::capabilities::{Capabilities, Capability};
+use super::catalog::{self, ITEMS, Item, NEUTRAL, REQUIRED, Sort, Version};
+use super::elf::{ElfError, ElfFile};
+use super::files::{DriverFile, DriverFiles, FileKind, FromImage, Missing};
+use super::layout::{self, Architecture, FIRMWARE_FOLDERS};
+use super::left_out::{LeftOut, Reason};
+use super::names::{LibraryName, names};
+use super::search::Place;
+
+/// Smaller than this, a libcuda or libnvidia-ml is CUDA's stub: the least of the
+/// real ones has a megabyte.
+const SMALLEST_REAL: u64 = 512 * 1024;
+
+/// Loaders that images have. NixOS's and Talos's programs ask for others.
+const INTERPRETERS: &[&str] = &[
+    "/lib64/ld-linux-x86-64.so.2",
+    "/lib/ld-linux-aarch64.so.1",
+    "/lib/ld-linux-x86-64.so.2",
+];
+
+/// A file that will do.
+struct Found {
+    item: &'static Item,
+    file: DriverFile,
+    needed: Vec<String>,
+}
+
+/// What is to be left out, with the capability that it would have been for.
+struct Refused {
+    capability: Capability,
+    reason: Reason,
+}
+
+pub(super) struct Look<'a> {
+    place: &'a Place,
+    architecture: Architecture,
+    version: &'a str,
+    found: Vec<Found>,
+    refused: BTreeMap<PathBuf, Refused>,
+    /// What was looked at already: links lead to the same file.
+    seen: BTreeSet<(&'static str, PathBuf)>,
+    /// The folder of the driver's libcuda, real and relative to the root.
+    libcuda: Option<PathBuf>,
+}
+
+impl<'a> Look<'a> {
+    pub(super) fn new(place: &'a Place, architecture: Architecture, version: &'a str) -> Self {
+        Self {
+            place,
+            architecture,
+            version,
+            found: Vec::new(),
+            refused: BTreeMap::new(),
+            seen: BTreeSet::new(),
+            libcuda: None,
+        }
+    }
+
+    pub(super) fn files(mut self, capabilities: &Capabilities) -> DriverFiles {
+        let or_own = |item: &Item| item.sort == Sort::Library(Version::DriverOrOwn);
+        self.libraries(|item, name| !or_own(item) || name.driver_version().is_some());
+        let libcuda = self
+            .found
+            .iter()
+            .find(|found| found.file.name == REQUIRED[0]);
+        self.libcuda = libcuda
+            .and_then(|found| found.file.here.parent())
+            .and_then(|folder| folder.strip_prefix(self.place.root.here()).ok())
+            .map(Path::to_path_buf);
+        // What has a version of its own is this driver's where it lies beside it.
+        self.libraries(|item, _| or_own(item));
+        self.programs();
+        self.fixed();
+        self.firmware();
+        self.neutral();
+        self.chosen(capabilities)
+    }
+
+    // === Libraries ===
+
+    fn libraries(&mut self, which: impl Fn(&Item, LibraryName<'_>) -> bool) {
+        let place = self.place;
+        for folder in &place.folders {
+            for sub in ["", "vdpau", "gbm", "nvidia/wine"] {
+                let folder = folder.join(sub);
+                for name in names(&place.root, &folder) {
+                    let library = LibraryName::parse(&name).unwrap_or_default();
+                    if let Some(item) = below_the_loaders(&name, sub)
+                        && which(item, library)
+                    {
+                        self.consider(item, &folder.join(&name));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Takes in the file that `path` leads to, or notes why not. The file's own
+    /// name counts, not the link's: a link is what goes stale.
+    fn consider(&mut self, item: &'static Item, path: &Path) {
+        let real = match self.place.root.resolve(path) {
+            Ok(real) => real,
+            Err(error) => return self.unresolved(item, path, &error),
+        };
+        if !self.seen.insert((item.name, real.clone())) {
+            return;
+        }
+        match self.judge(item, path, &real) {
+            Ok((name, needed)) => self.take(item, name, &real, needed),
+            Err(reason) => self.refuse(item, &real, reason),
+        }
+    }
+
+    /// The name that the file goes by, and what it needs.
+    fn judge(
+        &self,
+        item: &Item,
+        path: &Path,
+        real: &Path,
+    ) -> Result<(String, Vec<String>), Reason> {
+        let file_name = |path: &Path| {
+            path.file_name()
+                .map(|name| name.to_string_lossy().into_owned())
+        };
+        let (link, own) = (file_name(path), file_name(real));
+        let (link, own) = (link.unwrap_or_default(), own.unwrap_or_default());
+        if let Sort::Beside(_) = item.sort {
+            return Ok((link, Vec::new()));
+        }
+        let name = LibraryName::parse(&own).ok_or(Reason::NoVersion)?;
+        self.judge_version(item, name, real)?;
+        let file = self.elf(real)?;
+        if !file.is_library() {
+            return Err(Reason::NotElf("no shared library".into()));
+        }
+        let fitting = file.soname.as_deref().filter(|soname| {
+            soname.starts_with(&format!("{}.so.", item.name)) && !soname.contains('/')
+        });
+        match (item.sort, fitting) {
+            (Sort::Library(_), None) => Err(Reason::OtherName(file.soname)),
+            (_, Some(soname)) => Ok((soname.to_owned(), file.needed)),
+            // Loaded by path: as the driver's own folder has it.
+            (_, None) => Ok((format!("{}.so", item.name), file.needed)),
+        }
+    }
+
+    fn judge_version(&self, item: &Item, name: LibraryName<'_>, real: &Path) -> Result<(), Reason> {
+        match name.driver_version() {
+            Some(version) if version == self.version => return Ok(()),
+            Some(version) => return Err(Reason::OtherVersion(version.into())),
+            None => {}
+        }
+        let folder = real.parent().unwrap_or(real);
+        if folder.ends_with("stubs") || is_small_stub(item, real) {
+            return Err(Reason::Stub);
+        }
+        let beside = || {
+            let folder = folder.strip_prefix(self.place.root.here()).ok();
+            folder.is_some() && folder == self.libcuda.as_deref()
+        };
+        match item.sort {
+            Sort::Library(Version::Own) | Sort::Fixed { .. } => Ok(()),
+            Sort::Library(Version::DriverOrOwn) if beside() => Ok(()),
+            _ => Err(Reason::NoVersion),
+        }
+    }
+
+    fn elf(&self, real: &Path) -> Result<ElfFile, Reason> {
+        let file = ElfFile::open(real).map_err(|error| match error {
+            ElfError::LinkerScript => Reason::LinkerScript,
+            ElfError::Bits32 => Reason::Bits32,
+            ElfError::Io(error) => Reason::Unreadable(error.to_string()),
+            other => Reason::NotElf(other.to_string()),
+        })?;
+        if file.machine != self.architecture.machine() {
+            return Err(Reason::Architecture(file.machine.0));
+        }
+        Ok(file)
+    }
+
+    /// Libraries that look like the driver's and are everybody's.
+    fn neutral(&mut self) {
+        let place = self.place;
+        for folder in &place.folders {
+            for name in names(&place.root, folder) {
+                let library = LibraryName::parse(&name);
+                if library.is_none_or(|library| !NEUTRAL.contains(&library.stem)) {
+                    continue;
+                }
+                if let Ok(real) = place.root.resolve(&folder.join(name)) {
+                    self.refuse_for(Capability::Graphics, &real, Reason::OtherVendor);
+                }
+            }
+        }
+    }
+
+    // === Everything else ===
+
+    fn programs(&mut self) {
+        let folders = self.architecture.program_folders(self.libcuda.as_deref());
+        for item in ITEMS.iter().filter(|item| item.sort == Sort::Program) {
+            for folder in &folders {
+                let path = folder.join(item.name);
+                match self.place.root.resolve(&path) {
+                    Ok(real) => self.program(item, real),
+                    Err(error) => self.unresolved(item, &path, &error),
+                }
+            }
+        }
+    }
+
+    fn program(&mut self, item: &'static Item, real: PathBuf) {
+        if !self.seen.insert((item.name, real.clone())) {
+            return;
+        }
+        match self.judge_program(&real) {
+            Ok(needed) => self.take(item, item.name.into(), &real, needed),
+            Err(reason) => self.refuse(item, &real, reason),
+        }
+    }
+
+    fn judge_program(&self, real: &Path) -> Result<Vec<String>, Reason> {
+        let file = self.elf(real)?;
+        if !file.is_program() {
+            return Err(Reason::NotElf("no program".into()));
+        }
+        match file.interpreter {
+            Some(path) if !INTERPRETERS.contains(&&*path) => Err(Reason::Interpreter(path)),
+            _ => Ok(file.needed),
+        }
+    }
+
+    /// Modules and data, each in the first of its folders that has it.
+    fn fixed(&mut self) {
+        for item in ITEMS {
+            let Sort::Fixed { host, .. } = item.sort else {
+                continue;
+            };
+            let libcuda = self.libcuda.clone();
+            let own = libcuda.iter().flat_map(|folder| {
+                let programs = layout::debian_programs(folder);
+                programs.into_iter().chain([folder.clone()])
+            });
+            let folders: Vec<_> = own.chain(host.iter().map(PathBuf::from)).collect();
+            for folder in folders {
+                let path = folder.join(item.name);
+                match self.place.root.resolve(&path) {
+                    Ok(real) if real.is_file() => self.fixed_file(item, real),
+                    Ok(_) => {}
+                    Err(error) => self.unresolved(item, &path, &error),
+                }
+            }
+        }
+    }
+
+    fn fixed_file(&mut self, item: &'static Item, real: PathBuf) {
+        if !self.seen.insert((item.name, real.clone())) {
+            return;
+        }
+        let judged = if item.name.ends_with(".so") {
+            self.judge(item, Path::new(item.name), &real)
+                .map(|(_, needed)| needed)
+        } else {
+            Ok(Vec::new())
+        };
+        match judged {
+            Ok(needed) => self.take(item, item.name.into(), &real, needed),
+            Err(reason) => self.refuse(item, &real, reason),
+        }
+    }
+
+    fn firmware(&mut self) {
+        for folder in FIRMWARE_FOLDERS {
+            let folder = Path::new(folder).join(self.version);
+            for name in names(&self.place.root, &folder) {
+                let is_gsp = name.starts_with("gsp") && name.ends_with(".bin");
+                let real = self.place.root.resolve(&folder.join(&name));
+                if let Ok(real) = real
+                    && is_gsp
+                    && self.seen.insert((FIRMWARE.name, real.clone()))
+                {
+                    self.take(&FIRMWARE, name, &real, Vec::new());
+                }
+            }
+        }
+    }
+
+    // === What comes of it ===
+
+    fn take(&mut self, item: &'static Item, name: String, real: &Path, needed: Vec<String>) {
+        let kind = kind(item, self.version);
+        let same = |found: &&Found| found.file.name == name && found.file.kind == kind;
+        if let Some(taken) = self.found.iter().find(same) {
+            let taken = taken.file.host.clone();
+            return self.refuse(item, real, Reason::Copy(taken));
+        }
+        let (Some(host), Ok(metadata)) = (self.place.root.to_host(real), real.metadata()) else {
+            return;
+        };
+        let file = DriverFile {
+            name,
+            capability: item.capability,
+            kind,
+            host,
+            here: real.into(),
+            size: metadata.len(),
+        };
+        self.found.push(Found { item, file, needed });
+    }
+
+    /// A path that leads nowhere. Most are just not there.
+    fn unresolved(&mut self, item: &Item, path: &Path, error: &io::Error) {
+        let here = self.place.root.here().join(path);
+        let parent = path.parent().and_then(|p| self.place.root.resolve(p).ok());
+        let link = parent
+            .zip(path.file_name())
+            .map_or(here, |(p, name)| p.join(name));
+        if error.kind() != io::ErrorKind::NotFound {
+            self.refuse(item, &link, Reason::Unreadable(error.to_string()));
+        } else if link.is_symlink() {
+            self.refuse(item, &link, Reason::Dangling);
+        }
+    }
+
+    fn refuse(&mut self, item: &Item, here: &Path, reason: Reason) {
+        self.refuse_for(item.capability, here, reason);
+    }
+
+    fn refuse_for(&mut self, capability: Capability, here: &Path, reason: Reason) {
+        if let Some(host) = self.place.root.to_host(here) {
+            let refused = Refused { capability, reason };
+            self.refused.entry(host).or_insert(refused);
+        }
+    }
+
+    fn chosen(self, capabilities: &Capabilities) -> DriverFiles {
+        let Self {
+            place,
+            version,
+            found,
+            refused,
+            ..
+        } = self;
+        let wanted = |capability| capabilities.contains(capability);
+        let missing = missing(&found, version, wanted);
+        let left_out = refused
+            .into_iter()
+            .filter(|(_, refused)| wanted(refused.capability))
+            .map(|(host, Refused { reason, .. })| LeftOut { host, reason });
+        let left_out = left_out.collect();
+        let (found, from_image, unmet) = closure(found, wanted);
+        let mut files: Vec<_> = found.into_iter().map(|found| found.file).collect();
+        files.sort_by(|a, b| (&a.kind, &a.name).cmp(&(&b.kind, &b.name)));
+        DriverFiles {
+            version: version.to_owned(),
+            root: place.root.clone(),
+            folders: place.folders.clone(),
+            files,
+            left_out,
+            missing: missing.into_iter().chain(unmet).collect(),
+            from_image,
+        }
+    }
+}
+
+/// Firmware is found by its folder, and has no line in the catalogue.
+static FIRMWARE: Item = Item {
+    name: "gsp*.bin",
+    capability: Capability::Utility,
+    sort: Sort::Beside("firmware"),
+    branches: 465..=u32::MAX,
+    cost: "",
+};
+
+fn kind(item: &'static Item, version: &str) -> FileKind {
+    match item.sort {
+        _ if std::ptr::eq(item, &raw const FIRMWARE) => FileKind::Firmware(version.to_owned()),
+        Sort::Library(_) => FileKind::Library,
+        Sort::Plugin(folder) | Sort::Beside(folder) => FileKind::Beside(folder),
+        Sort::Program => FileKind::Program,
+        Sort::Fixed { container, .. } => FileKind::Fixed(container),
+    }
+}
+
+/// What the file `name` is, in a loader's folder or in `sub` below it. Debian
+/// has what goes below also beside the libraries.
+fn below_the_loaders(name: &str, sub: &str) -> Option<&'static Item> {
+    let stem = LibraryName::parse(name).map(|library| library.stem);
+    ITEMS.iter().find(|item| match item.sort {
+        Sort::Library(_) => sub.is_empty() && stem == Some(item.name),
+        Sort::Plugin(folder) => (sub.is_empty() || sub == folder) && stem == Some(item.name),
+        Sort::Beside(folder) => sub == folder && name == item.name,
+        Sort::Program | Sort::Fixed { .. } => false,
+    })
+}
+
+/// A stub need not be in a folder of that name.
+fn is_small_stub(item: &Item, real: &Path) -> bool {
+    let is_stubbed = ["libcuda", "libnvidia-ml"].contains(&item.name);
+    is_stubbed && real.metadata().is_ok_and(|it| it.len() < SMALLEST_REAL)
+}
+
+/// What these capabilities take and this branch has, and is not there.
+fn missing(found: &[Found], version: &str, wanted: impl Fn(Capability) -> bool) -> Vec<Missing> {
+    let branch = catalog::branch(version);
+    let lacking = ITEMS.iter().filter(|item| {
+        let required = REQUIRED.iter().any(|name| name.starts_with(item.name));
+        (required || wanted(item.capability))
+            && item.branches.contains(&branch)
+            && !item.cost.is_empty()
+            && !found.iter().any(|found| std::ptr::eq(found.item, *item))
+    });
+    let missing = lacking.map(|item| Missing {
+        name: match item.sort {
+            Sort::Library(_) | Sort::Plugin(_) => format!("{}.so", item.name),
+            _ => item.name.to_owned(),
+        },
+        capability: item.capability,
+        cost: item.cost.to_owned(),
+    });
+    missing.collect()
+}
+
+/// The files of the wanted capabilities with all that they need of the driver;
+/// what they need of the image beside its C library; and what is nowhere.
+fn closure(
+    found: Vec<Found>,
+    wanted: impl Fn(Capability) -> bool,
+) -> (Vec<Found>, Vec<FromImage>, Vec<Missing>) {
+    let chosen_at_first =
+        |found: &Found| REQUIRED.contains(&&*found.file.name) || wanted(found.item.capability);
+    let (mut chosen, mut rest): (Vec<_>, Vec<_>) = found.into_iter().partition(chosen_at_first);
+    let mut at = 0;
+    while at < chosen.len() {
+        for name in chosen[at].needed.clone() {
+            let is_it =
+                |found: &Found| found.file.kind == FileKind::Library && found.file.name == name;
+            if let Some(place) = rest.iter().position(is_it) {
+                chosen.push(rest.swap_remove(place));
+            }
+        }
+        at += 1;
+    }
+    let (mut image, mut unmet) = (BTreeMap::<String, Vec<String>>::new(), Vec::new());
+    for found in &chosen {
+        for needed in &found.needed {
+            let inside = chosen.iter().any(|other| other.file.name == *needed);
+            if inside || catalog::is_of_the_image(needed) {
+                continue;
+            }
+            if catalog::is_of_the_driver(needed) {
+                unmet.push(Missing {
+                    name: needed.clone(),
+                    capability: found.item.capability,
+                    cost: format!("{} does not load", found.file.name),
+                });
+            } else {
+                let by = image.entry(needed.clone()).or_default();
+                by.push(found.file.name.clone());
+            }
+        }
+    }
+    let from_image = image
+        .into_iter()
+        .map(|(name, needed_by)| FromImage { name, needed_by });
+    (chosen, from_image.collect(), unmet)
+}

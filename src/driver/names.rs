@@ -1,0 +1,98 @@
+//! The names of files in folders.
+
+use std::fs;
+use std::path::Path;
+
+use tracing::debug;
+
+use super::DriverRoot;
+use super::layout::is_driver_version;
+
+/// The name of a library's file: `libcuda.so.550.163.01` is `libcuda` and
+/// `550.163.01`, and `libcuda.so` is `libcuda` and nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct LibraryName<'a> {
+    pub(super) stem: &'a str,
+    pub(super) suffix: &'a str,
+}
+
+impl<'a> LibraryName<'a> {
+    pub(super) fn parse(file: &'a str) -> Option<Self> {
+        let (stem, rest) = file.split_once(".so")?;
+        let suffix = match rest.strip_prefix('.') {
+            Some(suffix) => suffix,
+            None if rest.is_empty() => "",
+            None => return None,
+        };
+        Some(Self { stem, suffix })
+    }
+
+    /// The version of the driver that the file says it is of.
+    pub(super) fn driver_version(self) -> Option<&'a str> {
+        is_driver_version(self.suffix).then_some(self.suffix)
+    }
+
+    /// Whether a file of this name may be loaded by `soname`, which becomes a
+    /// name in the container: it is of the same library, and no path.
+    pub(super) fn fits(self, soname: &str) -> bool {
+        let other = LibraryName::parse(soname);
+        other.is_some_and(|other| other.stem == self.stem && !other.suffix.is_empty())
+            && !soname.contains('/')
+    }
+}
+
+/// The names in a folder under the root, sorted, so that the same folder
+/// always gives the same answer.
+pub(super) fn names(root: &DriverRoot, folder: &Path) -> Vec<String> {
+    let entries = root.resolve(folder).and_then(fs::read_dir);
+    let entries = match entries {
+        Ok(entries) => entries,
+        Err(error) => {
+            // Most folders of the list are on no one host: not worth a line.
+            if error.kind() != std::io::ErrorKind::NotFound {
+                debug!(path = %folder.display(), %error, "skipped");
+            }
+            return Vec::new();
+        }
+    };
+    let mut names: Vec<_> = entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .collect();
+    names.sort_unstable();
+    names
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn libraries_are_told_by_name() {
+        let name = LibraryName::parse("libnvidia-nvvm.so.4.0.0").unwrap();
+        assert_eq!((name.stem, name.suffix), ("libnvidia-nvvm", "4.0.0"));
+        assert_eq!(name.driver_version(), None);
+        let name = LibraryName::parse("libcuda.so.550.163.01").unwrap();
+        assert_eq!(name.driver_version(), Some("550.163.01"));
+        assert_eq!(LibraryName::parse("libcuda.so").unwrap().suffix, "");
+        for other in ["libcuda", "libcuda.a", "libcuda.sox"] {
+            assert_eq!(LibraryName::parse(other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn a_soname_is_of_the_same_library_and_no_path() {
+        let name = LibraryName::parse("libcuda.so.550.163.01").unwrap();
+        assert!(name.fits("libcuda.so.1"));
+        for soname in [
+            "",
+            "libcuda",
+            "libcuda.so",
+            "libcudadebugger.so.1",
+            "libcuda.so.1/../../etc",
+            "/libcuda.so.1",
+        ] {
+            assert!(!name.fits(soname), "{soname}");
+        }
+    }
+}

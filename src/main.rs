@@ -45,7 +45,18 @@ fn main() -> ExitCode {
                 eprintln!("error: {error:#}");
             })
         }
-        Command::Driver { output: _ } | Command::Uninstall => {
+        Command::Driver { output } => {
+            let works = report::driver::print(&config, output);
+            let code = |works| {
+                if works {
+                    ExitCode::SUCCESS
+                } else {
+                    ExitCode::from(FAILURE)
+                }
+            };
+            finish(works.map(code), |error| eprintln!("error: {error:#}"))
+        }
+        Command::Uninstall => {
             eprintln!("error: not built yet");
             ExitCode::from(FAILURE)
         }

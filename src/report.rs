@@ -1,4 +1,6 @@
-//! The `devices` command: what would be advertised and answered.
+//! The commands that print: here `devices`, what would be advertised and answered.
+
+pub mod driver;
 
 use std::fmt::Write as _;
 use std::sync::mpsc;

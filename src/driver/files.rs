@@ -136,6 +136,22 @@ impl DriverFiles {
         required.all(|name| self.library(name).is_some())
     }
 
+    /// The versions of libcuda under the root, oldest first.
+    ///
+    /// # Errors
+    ///
+    /// [`DriverError::Root`] where the root is no readable folder.
+    pub fn versions(root: &DriverRoot) -> Result<Vec<String>, DriverError> {
+        let search = Search::new(root, Architecture::HERE)?;
+        let mut versions = search.versions();
+        versions.sort_by_cached_key(|version| {
+            let numbers = version.split('.').map(|number| number.parse::<u32>().ok());
+            numbers.collect::<Vec<_>>()
+        });
+        versions.dedup();
+        Ok(versions)
+    }
+
     /// The files, if no CUDA program fails to start for want of one.
     ///
     /// # Errors

@@ -124,6 +124,10 @@ const LIBRARY_FOLDERS: &[&str] = &[
     // A root that is the driver's own folder.
     "lib64",
     "lib",
+    // For 32-bit programs: nothing in there is taken, but it is said why.
+    "usr/lib32",
+    "usr/lib/i386-linux-gnu",
+    "usr/lib/i386-linux-gnu/nvidia/current",
 ];
 
 const PROGRAM_FOLDERS: &[&str] = &[
@@ -167,8 +171,8 @@ pub(super) fn name(folder: &Path) -> &'static str {
         ("usr/local/glibc", "Talos"),
         ("opt/nvidia", "Flatcar"),
         ("usr/local/nvidia", "folder of its own"),
-        ("nvidia/tesla", "Bottlerocket"),
         ("linux-gnu/nvidia/", "Debian"),
+        ("lib/nvidia/tesla", "Bottlerocket"),
         ("linux-gnu", "Debian's or Ubuntu's folder"),
         ("lib64", "Red Hat's or SUSE's folder"),
     ];
@@ -244,6 +248,8 @@ mod tests {
     fn layouts_are_known_by_their_folders() {
         for (folder, layout) in [
             ("/usr/lib/x86_64-linux-gnu/nvidia/current", "Debian"),
+            ("/usr/lib/x86_64-linux-gnu/nvidia/tesla-470", "Debian"),
+            ("/usr/lib/nvidia/tesla", "Bottlerocket"),
             ("/usr/lib/x86_64-linux-gnu", "Debian's or Ubuntu's folder"),
             ("/usr/lib64", "Red Hat's or SUSE's folder"),
             (

@@ -208,20 +208,20 @@ impl<'a> Look<'a> {
             for folder in &folders {
                 let path = folder.join(item.name);
                 match self.place.root.resolve(&path) {
-                    Ok(real) => self.program(item, real),
+                    Ok(real) => self.program(item, &real),
                     Err(error) => self.unresolved(item, &path, &error),
                 }
             }
         }
     }
 
-    fn program(&mut self, item: &'static Item, real: PathBuf) {
-        if !self.seen.insert((item.name, real.clone())) {
+    fn program(&mut self, item: &'static Item, real: &Path) {
+        if !self.seen.insert((item.name, real.into())) {
             return;
         }
-        match self.judge_program(&real) {
-            Ok(needed) => self.take(item, item.name.into(), &real, needed),
-            Err(reason) => self.refuse(item, &real, reason),
+        match self.judge_program(real) {
+            Ok(needed) => self.take(item, item.name.into(), real, needed),
+            Err(reason) => self.refuse(item, real, reason),
         }
     }
 
@@ -251,7 +251,7 @@ impl<'a> Look<'a> {
             for folder in folders {
                 let path = folder.join(item.name);
                 match self.place.root.resolve(&path) {
-                    Ok(real) if real.is_file() => self.fixed_file(item, real),
+                    Ok(real) if real.is_file() => self.fixed_file(item, &real),
                     Ok(_) => {}
                     Err(error) => self.unresolved(item, &path, &error),
                 }
@@ -259,19 +259,19 @@ impl<'a> Look<'a> {
         }
     }
 
-    fn fixed_file(&mut self, item: &'static Item, real: PathBuf) {
-        if !self.seen.insert((item.name, real.clone())) {
+    fn fixed_file(&mut self, item: &'static Item, real: &Path) {
+        if !self.seen.insert((item.name, real.into())) {
             return;
         }
         let judged = if item.name.ends_with(".so") {
-            self.judge(item, Path::new(item.name), &real)
+            self.judge(item, Path::new(item.name), real)
                 .map(|(_, needed)| needed)
         } else {
             Ok(Vec::new())
         };
         match judged {
-            Ok(needed) => self.take(item, item.name.into(), &real, needed),
-            Err(reason) => self.refuse(item, &real, reason),
+            Ok(needed) => self.take(item, item.name.into(), real, needed),
+            Err(reason) => self.refuse(item, real, reason),
         }
     }
 

@@ -31,14 +31,6 @@ impl<'a> LibraryName<'a> {
     pub(super) fn driver_version(self) -> Option<&'a str> {
         is_driver_version(self.suffix).then_some(self.suffix)
     }
-
-    /// Whether a file of this name may be loaded by `soname`, which becomes a
-    /// name in the container: it is of the same library, and no path.
-    pub(super) fn fits(self, soname: &str) -> bool {
-        let other = LibraryName::parse(soname);
-        other.is_some_and(|other| other.stem == self.stem && !other.suffix.is_empty())
-            && !soname.contains('/')
-    }
 }
 
 /// The names in a folder under the root, sorted, so that the same folder
@@ -77,22 +69,6 @@ mod tests {
         assert_eq!(LibraryName::parse("libcuda.so").unwrap().suffix, "");
         for other in ["libcuda", "libcuda.a", "libcuda.sox"] {
             assert_eq!(LibraryName::parse(other), None, "{other}");
-        }
-    }
-
-    #[test]
-    fn a_soname_is_of_the_same_library_and_no_path() {
-        let name = LibraryName::parse("libcuda.so.550.163.01").unwrap();
-        assert!(name.fits("libcuda.so.1"));
-        for soname in [
-            "",
-            "libcuda",
-            "libcuda.so",
-            "libcudadebugger.so.1",
-            "libcuda.so.1/../../etc",
-            "/libcuda.so.1",
-        ] {
-            assert!(!name.fits(soname), "{soname}");
         }
     }
 }

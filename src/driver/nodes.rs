@@ -32,6 +32,11 @@ impl DevRoot {
         &self.host
     }
 
+    /// As this process sees it.
+    pub fn here(&self) -> &Path {
+        &self.here
+    }
+
     /// The node of the GPU with this minor number.
     pub fn gpu(&self, minor_number: u32) -> DeviceNode {
         self.node(&format!("nvidia{minor_number}"))

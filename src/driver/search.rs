@@ -71,6 +71,20 @@ impl Search {
         looks.find(DriverFiles::has_required).unwrap_or(first)
     }
 
+    /// The version of every libcuda, by its name.
+    pub(super) fn versions(&self) -> Vec<String> {
+        let mut versions = Vec::new();
+        for place in &self.places {
+            for name in place.folders.iter().flat_map(|f| names(&place.root, f)) {
+                let library = LibraryName::parse(&name);
+                let libcuda = library.filter(|library| library.stem == "libcuda");
+                let version = libcuda.and_then(LibraryName::driver_version);
+                versions.extend(version.map(str::to_owned));
+            }
+        }
+        versions
+    }
+
     pub(super) fn nvml(&self, version: Option<&str>) -> Option<PathBuf> {
         let exact = version.map(|version| format!("libnvidia-ml.so.{version}"));
         let folders = || {

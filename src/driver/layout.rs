@@ -227,7 +227,7 @@ mod tests {
         assert_eq!(
             folders
                 .iter()
-                .filter(|folder| folder.ends_with("current"))
+                .filter(|folder| folder.ends_with("aarch64-linux-gnu/nvidia/current"))
                 .count(),
             1
         );

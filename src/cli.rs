@@ -92,6 +92,12 @@ struct Arguments {
     #[arg(default_value = "auto")]
     driver_volume: String,
 
+    /// How long a driver volume that is no longer answered with is kept at least,
+    /// before it is removed once nothing on the node can name it; 100ms to 10m
+    #[arg(long, global = true, env = "DRIVER_VOLUME_GRACE", value_name = "TIME")]
+    #[arg(default_value = "10m")]
+    driver_volume_grace: String,
+
     /// Whether device nodes that are missing are made, as nvidia-modprobe would,
     /// and the links in /dev/char that systemd and runc go by
     #[arg(long, global = true, env = "MAKE_DEVICE_NODES", value_name = "BOOL")]
@@ -519,10 +525,12 @@ impl<'a> Values<'a> {
         let volume = self.checked("driver_volume", |text| {
             word(text, &VolumeMode::ALL, VolumeMode::name)
         });
+        let volume_grace = self.checked("driver_volume_grace", interval);
         let make_device_nodes = self.checked("make_device_nodes", boolean);
         Some(DriverOptions {
             capabilities: capabilities?,
             volume: volume?,
+            volume_grace: volume_grace?,
             make_device_nodes: make_device_nodes?,
         })
     }

@@ -34,6 +34,8 @@ pub struct DriverOptions {
     pub capabilities: Capabilities,
     /// Whether a volume is made of them.
     pub volume: VolumeMode,
+    /// How long a volume is kept at least once another is answered with.
+    pub volume_grace: Duration,
     /// Whether device nodes and their links in `/dev/char` are made where they
     /// are missing.
     pub make_device_nodes: bool,
@@ -309,12 +311,14 @@ impl fmt::Display for DriverOptions {
         let Self {
             capabilities,
             volume,
+            volume_grace,
             make_device_nodes,
         } = self;
         write!(
             f,
             "--driver-capabilities={capabilities} --driver-volume={volume} \
-             --make-device-nodes={make_device_nodes}"
+             --driver-volume-grace={}ms --make-device-nodes={make_device_nodes}",
+            volume_grace.as_millis(),
         )
     }
 }

@@ -13,6 +13,8 @@
 
 pub mod capabilities;
 pub mod nodes;
+pub mod supply;
+pub mod volume;
 
 mod catalog;
 mod elf;

@@ -2,11 +2,12 @@
 //! devices of a resource. Pure, but for the look whether a device node exists.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::device::{Common, Device, DeviceSnapshot, Health, UnhealthyReason};
-use crate::driver::DriverFiles;
 use crate::driver::nodes::DevRoot;
+use crate::driver::supply::Supply;
 use crate::gpu::{Gpu, GpuUuid, Reading};
 use crate::health::reducer::{GpuHealth, Signal};
 
@@ -32,7 +33,7 @@ pub struct Node {
     /// Where the device nodes are.
     pub dev_root: DevRoot,
     /// The driver's files, or why there are none to give.
-    pub driver: Result<DriverFiles, UnhealthyReason>,
+    pub driver: Result<Arc<Supply>, UnhealthyReason>,
 }
 
 impl Inventory {
@@ -124,7 +125,7 @@ impl Inventory {
             mounts: node
                 .driver
                 .as_ref()
-                .map(|files| files.mounts(None))
+                .map(|supply| supply.mounts.clone())
                 .unwrap_or_default(),
         };
         let missing = common.missing_node();

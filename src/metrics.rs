@@ -93,6 +93,8 @@ pub struct Metrics {
     pub unidentified: Gauge,
     /// `gpu_device_plugin_nvml_session`: 1 while there is one.
     pub session: Gauge,
+    /// `gpu_device_plugin_driver_volume`: 1 while containers get the driver from one.
+    pub volume: Gauge,
 }
 
 impl Default for Metrics {
@@ -117,6 +119,7 @@ impl Metrics {
             nvml_errors: Family::default(),
             unidentified: Gauge::default(),
             session: Gauge::default(),
+            volume: Gauge::default(),
         };
         metrics.register();
         metrics
@@ -185,6 +188,11 @@ impl Metrics {
             "unidentified_gpus",
             "GPUs that are enumerated and do not tell their UUID: they cannot be listed",
             self.unidentified.clone(),
+        );
+        registry.register(
+            "driver_volume",
+            "Whether containers get the driver from a volume",
+            self.volume.clone(),
         );
         registry.register(
             "nvml_session",

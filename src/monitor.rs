@@ -8,6 +8,7 @@
 
 mod session;
 mod subscription;
+mod tidy;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,13 +20,16 @@ use tracing::{info, warn};
 
 use crate::config::Config;
 use crate::device::{DeviceSnapshot, UnhealthyReason};
-use crate::driver::{self, DriverFiles};
+use crate::driver;
+use crate::driver::supply::{InPlace, Origin, Supplier, Supply, SupplyError};
 use crate::gpu::calls::{self, Calls, Outcome};
 use crate::gpu::nvml::NvmlLibrary;
 use crate::gpu::{ErrorKind, GpuLibrary, GpuUuid, LibraryError, OpenError};
 use crate::inventory::{Inventory, Node};
 use crate::metrics::{HealthLabels, Metrics, NvmlLabels};
 use crate::readiness::Readiness;
+
+use self::tidy::Tidy;
 
 /// The part of [`Readiness`] that the session is.
 const DRIVER: &str = "driver";
@@ -77,6 +81,8 @@ pub struct Monitor {
     rescan: Arc<Notify>,
     started: Instant,
     inventory: Inventory,
+    supplier: Supplier,
+    tidy: Tidy,
     node: Node,
     /// Whether every GPU has been looked at once.
     complete: bool,
@@ -100,6 +106,8 @@ impl Monitor {
         let mut inventory = Inventory::default();
         inventory.remember(Duration::ZERO, allocated);
         let dev_root = config.paths.dev_root.clone();
+        let supplier = Supplier::new(&config);
+        let tidy = Tidy::new(config.driver.volume_grace);
         let driver = Err(UnhealthyReason::NoDriver("driver not asked yet".into()));
         Self {
             open,
@@ -109,6 +117,8 @@ impl Monitor {
             rescan,
             started: Instant::now(),
             inventory,
+            supplier,
+            tidy,
             node: Node { dev_root, driver },
             complete: false,
             snapshots: watch::Sender::default(),
@@ -127,11 +137,13 @@ impl Monitor {
         let mut opening = Calls::new(calls::DEADLINE);
         // Calls outlive a session: one that hangs is not made again in the next.
         let mut calls = Calls::new(calls::DEADLINE);
+        let mut supplies = Calls::new(calls::DEADLINE);
         let mut failures = 0_u32;
         for number in 0.. {
             let library = self.open(&mut opening, &mut retry).await;
             let start = Instant::now();
-            let session = session::Session::new(&mut self, library, &mut calls, number);
+            let session =
+                session::Session::new(&mut self, library, &mut calls, &mut supplies, number);
             let (error, scanned) = session.run().await;
             self.metrics.session.set(0);
             warn!(%error, "session with the driver ended");
@@ -191,21 +203,54 @@ impl Monitor {
         if self.readiness.missing(DRIVER, error.to_string()) {
             warn!(%error, "no driver");
         }
-        self.node.driver = Err(UnhealthyReason::NoDriver(error.to_string()));
+        self.replace_driver(Err(UnhealthyReason::NoDriver(error.to_string())));
         self.publish();
     }
 
     /// Says that there is a session, with a driver of this version.
-    fn driver_found(&mut self, version: &str, files: Result<DriverFiles, driver::DriverError>) {
+    fn session_open(&mut self, version: &str) {
         self.metrics.session.set(1);
         if self.readiness.ready(DRIVER) {
             info!(version, "driver found");
         }
-        match &files {
-            Ok(files) => {
-                if self.readiness.ready(DRIVER_FILES) || self.node.driver.is_err() {
-                    let libraries = files.libraries().count();
-                    info!(version, libraries, "driver files found");
+        let of_another = |supply: &Arc<Supply>| supply.files.version != version;
+        if self.node.driver.as_ref().is_ok_and(of_another) {
+            let what = format!("driver {version} is being made ready for containers");
+            self.replace_driver(Err(UnhealthyReason::NoDriverFiles(what)));
+            self.publish();
+        }
+    }
+
+    /// Removes driver volumes that nothing can name any more, if it is time.
+    fn tidy(&mut self) {
+        self.tidy.tidy(&self.config, &self.supplier);
+    }
+
+    /// Says that module and library are of different drivers: whatever is
+    /// started now fails.
+    fn driver_changed(&mut self, error: &LibraryError) {
+        self.replace_driver(Err(UnhealthyReason::NoDriver(error.message.clone())));
+        self.publish();
+    }
+
+    /// Says what containers get of the driver of this version.
+    fn driver_found(&mut self, version: &str, supply: Result<Supply, SupplyError>) {
+        match &supply {
+            Ok(supply) => {
+                let news = self.readiness.ready(DRIVER_FILES) || self.node.driver.is_err();
+                let note = match &supply.from {
+                    Origin::InPlace(InPlace::NoVolume(error)) => Some(error.to_string()),
+                    _ => None,
+                };
+                let failed = self.readiness.note(DRIVER_FILES, note.as_deref());
+                let (files, from) = (supply.files.files.len(), &supply.from);
+                if let Some(error) = note.filter(|_| failed) {
+                    warn!(
+                        version,
+                        error, "no driver volume; containers get the files in place"
+                    );
+                } else if news {
+                    info!(version, files, %from, "driver files found");
                 }
             }
             Err(error) => {
@@ -214,7 +259,28 @@ impl Monitor {
                 }
             }
         }
-        self.node.driver = files.map_err(|error| UnhealthyReason::NoDriverFiles(error.to_string()));
+        let supply = supply
+            .map(Arc::new)
+            .map_err(|error| UnhealthyReason::NoDriverFiles(error.to_string()));
+        let is_volume = supply.as_ref().is_ok_and(|supply| supply.is_volume());
+        self.metrics.volume.set(i64::from(is_volume));
+        self.replace_driver(supply);
+    }
+
+    /// What was answered from until now may be needed for a little longer.
+    fn replace_driver(&mut self, supply: Result<Arc<Supply>, UnhealthyReason>) {
+        if let Ok(old) = std::mem::replace(&mut self.node.driver, supply) {
+            self.tidy.retire(old);
+        }
+    }
+
+    /// Says that the driver's files are not ready, if there are none of before.
+    fn no_supply_yet(&mut self) {
+        if self.node.driver.is_err() {
+            let what = "the driver's files are still being made ready for containers";
+            self.readiness.missing(DRIVER_FILES, what);
+            self.node.driver = Err(UnhealthyReason::NoDriverFiles(what.into()));
+        }
     }
 
     /// Says that there is a session, with a driver that does not tell its
@@ -222,7 +288,7 @@ impl Monitor {
     fn driver_silent(&mut self, call: &'static str, deadline: Duration) {
         let error = OpenError::Hung(call, deadline);
         self.readiness.missing(DRIVER, error.to_string());
-        self.node.driver = Err(UnhealthyReason::NoDriver(error.to_string()));
+        self.replace_driver(Err(UnhealthyReason::NoDriver(error.to_string())));
     }
 
     fn count_error(&self, call: &'static str) {

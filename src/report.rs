@@ -3,7 +3,7 @@
 pub mod driver;
 
 use std::fmt::Write as _;
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use crate::api::v1beta1::{AllocateRequest, ContainerAllocateRequest, ContainerAl
 use crate::cli::Output;
 use crate::config::Config;
 use crate::device::{Device, DeviceSnapshot, UnhealthyReason};
-use crate::driver::DriverFiles;
+use crate::driver::supply::Supplier;
 use crate::gpu::calls;
 use crate::gpu::{GpuLibrary, Reading};
 use crate::health::reducer::Signal;
@@ -106,17 +106,15 @@ fn read(config: &Config) -> anyhow::Result<Report> {
     let mut inventory = Inventory::default();
     inventory.scanned(Duration::ZERO, &readings, &[], calls::DEADLINE);
     probe(library.as_ref(), &mut inventory);
-    let files = DriverFiles::find(
-        &config.paths.driver_root,
-        &driver_version,
-        &config.driver.capabilities,
-    );
-    if let Err(error) = &files {
+    let supply = Supplier::new(config).preview(&driver_version);
+    if let Err(error) = &supply {
         problems.push(error.to_string());
     }
     let node = Node {
         dev_root: config.paths.dev_root.clone(),
-        driver: files.map_err(|error| UnhealthyReason::NoDriverFiles(error.to_string())),
+        driver: supply
+            .map(Arc::new)
+            .map_err(|error| UnhealthyReason::NoDriverFiles(error.to_string())),
     };
     let snapshot = inventory.devices(&node);
     Ok(Report {

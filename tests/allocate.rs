@@ -83,7 +83,8 @@ async fn every_library_is_bound_read_only_at_its_soname_in_each_loader_folder() 
     let running = Running::start(1).await;
     let answer = only(running.allocate(&[0]).await.unwrap());
     let version = running.node.state().driver_version;
-    let mut expected = BTreeSet::from(["/usr/bin/nvidia-smi".to_owned()]);
+    let whole = "/usr/local/nvidia";
+    let mut expected = BTreeSet::from(["/usr/bin/nvidia-smi", whole].map(str::to_owned));
     for library in DRIVER_LIBRARIES {
         if library.purpose != Purpose::Graphics {
             let soname = library.soname(&version);
@@ -101,8 +102,10 @@ async fn every_library_is_bound_read_only_at_its_soname_in_each_loader_folder() 
     for mount in &answer.mounts {
         assert!(mount.read_only, "{mount:?}");
         let file = fs::symlink_metadata(&mount.host_path).unwrap();
-        assert!(file.is_file(), "the file itself, and no link: {mount:?}");
-        assert!(Path::new(&mount.host_path).starts_with(running.node.driver_root()));
+        let is_whole = mount.container_path == whole;
+        assert_eq!(file.is_dir(), is_whole, "no link: {mount:?}");
+        assert_eq!(file.is_file(), !is_whole, "no link: {mount:?}");
+        assert!(Path::new(&mount.host_path).starts_with(running.node.volumes()));
     }
     running.kubelet.assert_no_violations();
 }
@@ -138,6 +141,7 @@ async fn the_driver_root_of_the_host_is_what_the_kubelet_hears_of() {
         "/run/nvidia/driver",
         "--driver-root-ctr-path",
         &here,
+        "--driver-volume=never",
     ];
     let running = Running::on(node, options(), &extra).await;
     running.counts(1, 1).await;
@@ -266,21 +270,32 @@ async fn scenario_28_an_unhealthy_device_is_refused_with_the_reason() {
 
 #[tokio::test]
 async fn a_file_that_is_gone_is_refused_and_never_made_by_a_runtime() {
-    let gone: [fn(&SimulatedNode) -> PathBuf; 5] = [
-        |node| node.dev().join("nvidia1"),
-        |node| node.dev().join("nvidia-uvm"),
-        |node| node.dev().join("nvidia-uvm-tools"),
-        |node| node.driver_root().join("usr/bin/nvidia-smi"),
-        |node| {
+    type Place = fn(&SimulatedNode) -> PathBuf;
+    let gone: [(&str, Place); 7] = [
+        ("auto", |node| node.dev().join("nvidia1")),
+        ("auto", |node| node.dev().join("nvidia-uvm")),
+        ("auto", |node| node.dev().join("nvidia-uvm-tools")),
+        ("auto", |node| node.volume().join("bin/nvidia-smi")),
+        ("auto", |node| node.volume().join("lib64/libcuda.so.1")),
+        ("never", |node| {
+            node.driver_root().join("usr/bin/nvidia-smi")
+        }),
+        ("never", |node| {
             let version = node.state().driver_version;
             let folder = node.driver_library_dir();
             folder.join(format!("libcuda.so.{version}"))
-        },
+        }),
     ];
-    for path in gone {
+    for (volume, path) in gone {
         // Nothing is looked at between two polls but by Allocate itself.
-        let polls = ["--health-poll-interval", "10m"];
-        let running = Running::on(SimulatedNode::new(2), options(), &polls).await;
+        let flags = [
+            "--health-poll-interval",
+            "10m",
+            "--make-device-nodes=false",
+            "--driver-volume",
+            volume,
+        ];
+        let running = Running::on(SimulatedNode::new(2), options(), &flags).await;
         running.counts(2, 2).await;
         running.allocate(&[1]).await.unwrap();
         let path = path(&running.node);

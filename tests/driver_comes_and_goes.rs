@@ -179,17 +179,42 @@ async fn without_the_drivers_libraries_devices_are_unhealthy_and_healthy_with_th
     running.kubelet.assert_no_violations();
 }
 
-#[tokio::test]
-async fn files_that_are_replaced_under_a_running_module_are_told_and_found_again() {
-    let running = Running::start(2).await;
-    // The module is still of the old version, and so is the loaded library.
-    let (folder, version) = (running.node.driver_library_dir(), "590.44.01");
+/// Files of this version in place of all others, as a package manager leaves
+/// them: the module is still of the old version, and so is the loaded library.
+fn replace_files(running: &Running, version: &str) {
+    let folder = running.node.driver_library_dir();
     fs::remove_dir_all(&folder).unwrap();
     fs::create_dir(&folder).unwrap();
     for library in DRIVER_LIBRARIES {
         let file = folder.join(library.file_name(version));
         library.shared_object(version).write(&file);
     }
+}
+
+/// A volume outlives the files that it was made of.
+#[tokio::test]
+async fn files_that_are_replaced_under_a_running_module_do_not_matter_to_a_volume() {
+    let running = Running::start(2).await;
+    let before = running.allocate(&[0]).await.unwrap();
+    replace_files(&running, "590.44.01");
+    running.plugin.signal(libc::SIGHUP).unwrap();
+    running
+        .plugin
+        .wait_for_line("as asked", LONG)
+        .await
+        .unwrap();
+    running.pass_time().await;
+    assert_eq!(running.allocate(&[0]).await.unwrap(), before);
+    running.counts(2, 2).await;
+    running.kubelet.assert_no_violations();
+}
+
+#[tokio::test]
+async fn files_that_are_replaced_under_a_running_module_are_told_and_found_again() {
+    let in_place = ["--driver-volume=never"];
+    let running = Running::on(SimulatedNode::new(2), options(), &in_place).await;
+    running.counts(2, 2).await;
+    replace_files(&running, "590.44.01");
     running.counts(0, 2).await;
     running.unready("found 590.44.01 instead").await;
 
@@ -209,9 +234,9 @@ async fn a_new_driver_gives_new_files() {
     running.counts(1, 1).await;
     let answer = running.allocate(&[0]).await.unwrap();
     let mounts = &answer.container_responses[0].mounts;
-    let libraries = mounts.iter().filter(|m| m.host_path.contains("/lib"));
-    let old: Vec<_> = libraries
-        .filter(|mount| !mount.host_path.ends_with(".590.44.01"))
+    let old: Vec<_> = mounts
+        .iter()
+        .filter(|mount| !mount.host_path.contains("/driver/590.44.01-"))
         .collect();
     assert!(old.is_empty(), "{old:#?}");
     running.kubelet.assert_no_violations();
@@ -240,7 +265,7 @@ async fn a_device_node_that_is_missing_makes_its_devices_unhealthy_with_the_reme
 
 #[tokio::test]
 async fn an_answer_that_is_not_true_any_more_is_looked_into_without_waiting_for_a_poll() {
-    let seldom = ["--health-poll-interval", "10m"];
+    let seldom = ["--health-poll-interval", "10m", "--driver-volume=never"];
     let running = Running::on(SimulatedNode::new(2), options(), &seldom).await;
     running.counts(2, 2).await;
     fs::remove_dir_all(running.node.driver_library_dir()).unwrap();

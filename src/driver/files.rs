@@ -6,8 +6,10 @@ use super::capabilities::{Capabilities, Capability};
 use super::catalog;
 use super::layout::{self, Architecture};
 use super::left_out::LeftOut;
+use super::look;
 use super::mounts;
 use super::search::Search;
+use super::volume::{Volume, VolumeFile};
 use super::{DriverError, DriverMount, DriverRoot};
 use crate::config::HostFolder;
 
@@ -101,6 +103,31 @@ impl DriverFiles {
         capabilities: &Capabilities,
     ) -> Result<Self, DriverError> {
         Self::look(root, version, capabilities)?.complete()
+    }
+
+    /// The files of a volume, which may be all that is left of the driver.
+    #[must_use]
+    pub fn of_volume(volume: &Volume) -> Self {
+        let file = |file: &VolumeFile| {
+            let name = file.path.file_name()?.to_str()?.to_owned();
+            let (capability, kind) = look::known(&name, &volume.manifest.version)?;
+            let HostFolder { host, here } = volume.folder.join(&file.path);
+            let size = file.size;
+            Some(DriverFile {
+                name,
+                capability,
+                kind,
+                host,
+                here,
+                size,
+            })
+        };
+        let HostFolder { host, here } = &volume.folder;
+        Self {
+            root: DriverRoot::new(host, here),
+            files: volume.manifest.files.iter().filter_map(file).collect(),
+            ..Self::none(&volume.manifest.version)
+        }
     }
 
     /// The same, found or not: for a report.

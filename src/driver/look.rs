@@ -388,6 +388,19 @@ fn kind(item: &'static Item, version: &str) -> FileKind {
     }
 }
 
+/// What a file of this name is in a volume of the driver of this version.
+pub(super) fn known(name: &str, version: &str) -> Option<(Capability, FileKind)> {
+    let stem = LibraryName::parse(name).map(|library| library.stem);
+    let is_it = |item: &&Item| item.name == name || stem == Some(item.name);
+    let firmware = name.ends_with(".bin") && name.starts_with("gsp");
+    let item = if firmware {
+        Some(&FIRMWARE)
+    } else {
+        ITEMS.iter().find(is_it)
+    };
+    item.map(|item| (item.capability, kind(item, version)))
+}
+
 /// What the file `name` is, in a loader's folder or in `sub` below it. Debian
 /// has what goes below also beside the libraries.
 fn below_the_loaders(name: &str, sub: &str) -> Option<&'static Item> {

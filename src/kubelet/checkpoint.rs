@@ -1,14 +1,20 @@
 //! The kubelet's record of the devices that it gave to pods.
 //!
-//! Read once, at the start: a GPU that a pod holds must be listed even where it
-//! fell off the bus before this process started. The file is the kubelet's own
+//! A GPU that a pod holds must be listed even where it fell off the bus before
+//! this process started, and a driver volume that an answer names must be there
+//! as long as the kubelet can start a container by that answer. The file is the kubelet's own
 //! (Kubernetes' pkg/kubelet/cm/devicemanager/checkpoint/checkpoint.go) and no
 //! published interface, so whatever is not understood counts as nothing.
 
 use std::collections::{BTreeSet, HashMap};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use prost::Message as _;
 use serde::Deserialize;
+
+use crate::api::v1beta1::ContainerAllocateResponse;
 
 /// The file's name in the kubelet's device plugin folder.
 pub const FILE: &str = "kubelet_internal_checkpoint";
@@ -33,6 +39,10 @@ struct Entry {
     /// By NUMA node.
     #[serde(rename = "DeviceIDs", default)]
     device_ids: Option<HashMap<String, Vec<String>>>,
+    /// A `ContainerAllocateResponse` in base64. Whatever else it is, is no matter
+    /// to those who ask for the devices alone.
+    #[serde(default)]
+    alloc_resp: serde_json::Value,
 }
 
 /// The IDs of `resource` that pods hold, by the checkpoint in `folder`.
@@ -41,18 +51,46 @@ struct Entry {
 ///
 /// The file is there and could not be read or understood.
 pub fn allocated(folder: &Path, resource: &str) -> anyhow::Result<BTreeSet<String>> {
-    let bytes = match std::fs::read(folder.join(FILE)) {
-        Ok(bytes) => bytes,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(BTreeSet::new()),
-        Err(error) => return Err(error.into()),
-    };
-    let checkpoint: Checkpoint = serde_json::from_slice(&bytes)?;
-    let entries = checkpoint.data.pod_device_entries.unwrap_or_default();
-    Ok(entries
+    Ok(entries(folder)?
         .into_iter()
         .filter(|entry| entry.resource_name == resource)
         .flat_map(|entry| entry.device_ids.unwrap_or_default().into_values().flatten())
         .collect())
+}
+
+/// What of the host the kubelet would mount for pods again, of all resources,
+/// by the answers in the checkpoint in `folder`.
+///
+/// # Errors
+///
+/// The file is there and could not be read or understood in full.
+pub fn host_paths(folder: &Path) -> anyhow::Result<BTreeSet<PathBuf>> {
+    let mut paths = BTreeSet::new();
+    for entry in entries(folder)? {
+        let answer = match entry.alloc_resp {
+            serde_json::Value::Null => continue,
+            serde_json::Value::String(text) => STANDARD.decode(text)?,
+            _ => anyhow::bail!("an answer that is no text"),
+        };
+        let answer = ContainerAllocateResponse::decode(&*answer)?;
+        paths.extend(
+            answer
+                .mounts
+                .into_iter()
+                .map(|mount| mount.host_path.into()),
+        );
+    }
+    Ok(paths)
+}
+
+fn entries(folder: &Path) -> anyhow::Result<Vec<Entry>> {
+    let bytes = match std::fs::read(folder.join(FILE)) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error.into()),
+    };
+    let checkpoint: Checkpoint = serde_json::from_slice(&bytes)?;
+    Ok(checkpoint.data.pod_device_entries.unwrap_or_default())
 }
 
 #[cfg(test)]
@@ -87,6 +125,32 @@ mod tests {
                 .unwrap()
                 .is_empty()
         );
+    }
+
+    #[test]
+    fn what_answers_would_mount_again_is_read_from_their_bytes() {
+        let dir = tempfile::tempdir().unwrap();
+        let answer = ContainerAllocateResponse {
+            mounts: vec![crate::api::v1beta1::Mount {
+                host_path: "/state/driver/550.1-aa/lib64/libcuda.so.1".into(),
+                ..Default::default()
+            }],
+            ..Default::default()
+        };
+        let entries = |answer: &str| {
+            let text = format!(
+                r#"{{"Data":{{"PodDeviceEntries":[{{"ResourceName":"a/b","AllocResp":"{answer}"}}]}}}}"#
+            );
+            std::fs::write(dir.path().join(FILE), text).unwrap();
+            host_paths(dir.path())
+        };
+        let paths = entries(&STANDARD.encode(answer.encode_to_vec())).unwrap();
+        assert!(paths.contains(Path::new("/state/driver/550.1-aa/lib64/libcuda.so.1")));
+        assert_eq!(entries("").unwrap().len(), 0);
+        assert!(entries("no base64").is_err());
+        assert!(entries("AAAA").is_err(), "no answer");
+        std::fs::remove_file(dir.path().join(FILE)).unwrap();
+        assert!(host_paths(dir.path()).unwrap().is_empty());
     }
 
     #[test]

@@ -8,7 +8,8 @@ use tracing::{debug, info, warn};
 
 use super::subscription::{Notice, Subscription};
 use super::{GPUS, Monitor};
-use crate::driver::{DriverError, DriverFiles};
+use crate::driver::kernel_module_version;
+use crate::driver::supply::{InPlace, Origin, Supply, SupplyError};
 use crate::gpu::calls::{Calls, DEADLINE, Outcome};
 use crate::gpu::{ErrorKind, GpuLibrary, GpuUuid, LibraryError, Reading, Vitals, XidEvent};
 use crate::health::reducer::Signal;
@@ -17,6 +18,9 @@ use crate::metrics::XidLabels;
 
 /// Without a reason to look sooner, all GPUs are enumerated again after this.
 const RESCAN: Duration = Duration::from_secs(30);
+
+/// Time between two tries to make a volume.
+const VOLUME_RETRY: Duration = Duration::from_secs(60);
 
 /// What a call is about, so that none is made twice at once.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -32,11 +36,15 @@ pub(super) enum Key {
 pub(super) type Numbered = (u64, Answer);
 
 pub(super) enum Answer {
-    Driver(Result<(String, Result<DriverFiles, DriverError>), LibraryError>),
+    Driver(Result<String, LibraryError>),
     Count(Result<u32, LibraryError>),
     Read(Reading),
     Probe(Result<Vitals, LibraryError>),
 }
+
+/// What is made ready for containers, by the driver's version. It outlives a
+/// session, as copying a driver may take longer than one.
+pub(super) type Supplies = Calls<String, Result<Supply, SupplyError>>;
 
 /// An enumeration under way: the indexes below `count`.
 struct Scan {
@@ -56,15 +64,20 @@ pub(super) struct Session<'a> {
     monitor: &'a mut Monitor,
     library: Arc<dyn GpuLibrary>,
     calls: &'a mut Calls<Key, Numbered>,
+    supplies: &'a mut Supplies,
     number: u64,
     events: Subscription,
+    /// The driver's version, once it is told.
+    version: Option<String>,
+    /// When making a volume last failed.
+    no_volume: Option<Instant>,
     scan: Option<Scan>,
     last_scan: Option<Scanned>,
     /// Somebody asked for an enumeration, or for the driver. One that is under
     /// way does not count: it may have looked before there was a reason to.
     scan_due: bool,
     driver_due: bool,
-    /// The driver has told its version, or is overdue with it.
+    /// It is known what containers get of the driver, or overdue.
     driver_told: bool,
 }
 
@@ -73,14 +86,18 @@ impl<'a> Session<'a> {
         monitor: &'a mut Monitor,
         library: Arc<dyn GpuLibrary>,
         calls: &'a mut Calls<Key, Numbered>,
+        supplies: &'a mut Supplies,
         number: u64,
     ) -> Self {
         Self {
             monitor,
             library,
             calls,
+            supplies,
             number,
             events: Subscription::default(),
+            version: None,
+            no_volume: None,
             scan: None,
             last_scan: None,
             scan_due: false,
@@ -99,13 +116,13 @@ impl<'a> Session<'a> {
         loop {
             let broken = tokio::select! {
                 outcome = self.calls.next() => self.came_back(outcome),
+                outcome = self.supplies.next() => { self.supplied(outcome); None }
                 notice = self.events.next() => { self.noticed(notice); None }
-                _ = poll.tick() => { self.poll(); None }
+                _ = poll.tick() => self.poll(),
                 () = rescan.notified() => {
                     self.scan_due = true;
                     self.driver_due = true;
-                    self.poll();
-                    None
+                    self.poll()
                 }
             };
             if let Some(error) = broken {
@@ -115,17 +132,52 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// Asks everything that is due.
-    fn poll(&mut self) {
-        let files = self.monitor.node.driver.as_ref();
-        // Files may be replaced under a session that lives on.
-        if self.driver_due || !self.driver_told || !files.is_ok_and(DriverFiles::are_there) {
+    /// Asks everything that is due. An error ends the session.
+    fn poll(&mut self) -> Option<LibraryError> {
+        if let Some(error) = self.other_module() {
+            self.monitor.driver_changed(&error);
+            return Some(error);
+        }
+        if self.driver_due || self.version.is_none() {
             self.ask_driver();
+        } else if self.supply_due() {
+            self.ask_supply();
         }
         self.ask_count();
         self.probe_all();
         // Device nodes come and go without a word from the library.
         self.monitor.publish();
+        self.monitor.tidy();
+        None
+    }
+
+    /// Another module was loaded under this session. Its library does not work
+    /// with that, whether or not it has noticed.
+    fn other_module(&self) -> Option<LibraryError> {
+        let paths = &self.monitor.config.paths;
+        let library = self.version.as_deref()?;
+        let module = kernel_module_version(&paths.procfs, &paths.sysfs)?;
+        (module != library).then(|| LibraryError {
+            call: "nvmlSystemGetDriverVersion",
+            kind: ErrorKind::Session,
+            message: format!("the library is of driver {library}, the kernel module of {module}"),
+        })
+    }
+
+    /// Files may be replaced under a session that lives on, and a volume that
+    /// could not be made may be possible now.
+    fn supply_due(&self) -> bool {
+        let retry = self
+            .no_volume
+            .is_some_and(|at| at.elapsed() >= VOLUME_RETRY);
+        retry
+            || self
+                .monitor
+                .node
+                .driver
+                .as_ref()
+                .is_ok_and(|supply| !supply.is_there())
+            || self.monitor.node.driver.is_err()
     }
 
     /// Asks the library on another thread, unless the same is asked already: then
@@ -141,15 +193,43 @@ impl<'a> Session<'a> {
     }
 
     fn ask_driver(&mut self) {
-        let root = self.monitor.config.paths.driver_root.clone();
-        let capabilities = self.monitor.config.driver.capabilities.clone();
-        let asked = self.ask(Key::Driver, move |library| {
-            Answer::Driver(library.driver_version().map(|version| {
-                let files = DriverFiles::find(&root, &version, &capabilities);
-                (version, files)
-            }))
+        let asked = self.ask(Key::Driver, |library| {
+            Answer::Driver(library.driver_version())
         });
         self.driver_due &= !asked;
+    }
+
+    /// Has the driver's files made ready for containers.
+    fn ask_supply(&mut self) {
+        if let Some(version) = self.version.clone() {
+            let supplier = self.monitor.supplier.clone();
+            let of = version.clone();
+            self.supplies.start(version, move || supplier.supply(&of));
+        }
+    }
+
+    /// Takes in what became of making the driver's files ready.
+    fn supplied(&mut self, outcome: Outcome<String, Result<Supply, SupplyError>>) {
+        let (version, supply) = match outcome {
+            Outcome::Returned(version, supply) => (version, Some(supply)),
+            Outcome::Overdue(version) | Outcome::Panicked(version) => (version, None),
+        };
+        // Of an earlier session's driver.
+        if self.version.as_ref() != Some(&version) {
+            return self.ask_supply();
+        }
+        self.driver_told = true;
+        match supply {
+            Some(supply) => {
+                let failed = supply.as_ref().is_ok_and(|supply| {
+                    matches!(supply.from, Origin::InPlace(InPlace::NoVolume(_)))
+                });
+                self.no_volume = failed.then(Instant::now);
+                self.monitor.driver_found(&version, supply);
+            }
+            None => self.monitor.no_supply_yet(),
+        }
+        self.publish();
     }
 
     fn ask_count(&mut self) {
@@ -197,10 +277,10 @@ impl<'a> Session<'a> {
 
     fn answered(&mut self, key: &Key, answer: Answer) -> Option<LibraryError> {
         match answer {
-            Answer::Driver(Ok((version, files))) => {
-                self.driver_told = true;
-                self.monitor.driver_found(&version, files);
-                self.publish();
+            Answer::Driver(Ok(version)) => {
+                self.monitor.session_open(&version);
+                self.version = Some(version);
+                self.ask_supply();
             }
             Answer::Driver(Err(error)) | Answer::Count(Err(error)) => {
                 self.monitor.count_error(error.call);

@@ -73,6 +73,7 @@ fn config(root: &std::path::Path) -> Config {
         driver: DriverOptions {
             capabilities: Capabilities::default(),
             volume: VolumeMode::Never,
+            volume_grace: Duration::from_secs(600),
             make_device_nodes: false,
         },
         allocation: AllocationOptions::default(),

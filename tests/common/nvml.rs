@@ -343,6 +343,8 @@ impl SimulatedNode {
             ("--dev-root", self.dev_root()),
             ("--sysfs-root", self.sys()),
             ("--procfs-root", self.proc()),
+            ("--state-dir", self.state_dir()),
+            ("--cdi-root", self.root().join("cdi")),
         ];
         let texts = [
             ("--http-listen", "127.0.0.1:0"),
@@ -356,6 +358,30 @@ impl SimulatedNode {
             .chain(texts)
             .flat_map(|(flag, value)| [flag.into(), value])
             .collect()
+    }
+
+    /// Where the plugin keeps what is not the driver's.
+    pub fn state_dir(&self) -> PathBuf {
+        self.root().join("state")
+    }
+
+    /// The folder of the driver volumes.
+    pub fn volumes(&self) -> PathBuf {
+        self.state_dir().join("driver")
+    }
+
+    /// The only driver volume.
+    pub fn volume(&self) -> PathBuf {
+        let entries = fs::read_dir(self.volumes()).expect("a folder of volumes");
+        let paths = entries.map(|entry| entry.expect("a volume").path());
+        let volumes: Vec<_> = paths
+            .filter(|path| {
+                let name = path.file_name();
+                name.is_some_and(|name| !name.as_encoded_bytes().starts_with(b"."))
+            })
+            .collect();
+        assert_eq!(volumes.len(), 1, "{volumes:?}");
+        volumes.into_iter().next().expect("a volume")
     }
 
     /// A GPU's UUID, by its position in the state.

@@ -1,7 +1,7 @@
 //! The file that lets allocations outlive a kubelet: checkpoint/checkpoint.go.
 //!
-//! The layout is Kubernetes', but answers are arrays of bytes and there is no
-//! checksum (Go computes it over a dump of Go's own types).
+//! The layout is Kubernetes', but there is no checksum (Go computes it over a
+//! dump of Go's own types).
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -9,6 +9,8 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::time::Instant;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use gpu_device_plugin::api::v1beta1::ContainerAllocateResponse;
 use prost::Message;
 use serde::{Deserialize, Serialize};
@@ -42,7 +44,8 @@ struct Entry {
     resource_name: String,
     #[serde(rename = "DeviceIDs")]
     device_ids: BTreeMap<i64, Vec<String>>,
-    alloc_resp: Vec<u8>,
+    /// As Go writes bytes: in base64.
+    alloc_resp: String,
 }
 
 /// writeCheckpoint: a new file is renamed over the old one, so that whoever
@@ -53,7 +56,7 @@ pub(super) fn write(folder: &Path, manager: &Manager) -> io::Result<()> {
         container_name: CONTAINER.to_owned(),
         resource_name: held.resource.clone(),
         device_ids: held.per_numa.clone(),
-        alloc_resp: held.response.encode_to_vec(),
+        alloc_resp: STANDARD.encode(held.response.encode_to_vec()),
     });
     let registered = manager.healthy.iter();
     let data = Data {
@@ -81,8 +84,10 @@ pub(super) fn read(folder: &Path, now: Instant) -> io::Result<Manager> {
     let Checkpoint { data } = serde_json::from_slice(&bytes)?;
     let mut pods = BTreeMap::new();
     for entry in data.pod_device_entries {
-        let response = ContainerAllocateResponse::decode(entry.alloc_resp.as_slice())
+        let response = STANDARD
+            .decode(&entry.alloc_resp)
             .map_err(io::Error::other)?;
+        let response = ContainerAllocateResponse::decode(&*response).map_err(io::Error::other)?;
         let (resource, per_numa) = (entry.resource_name, entry.device_ids);
         pods.insert(
             entry.pod_uid,

@@ -1,0 +1,216 @@
+//! What of a driver containers get, and from where: a volume of ours, or the
+//! place where it is installed.
+
+use std::fmt;
+use std::path::Path;
+
+use rustix::fs::statfs;
+
+use super::capabilities::Capabilities;
+use super::volume::{Source, Volume, VolumeError, Volumes};
+use super::{DriverError, DriverFiles, DriverMount, DriverRoot};
+use crate::config::{Config, VolumeMode};
+
+/// What containers get of one driver.
+#[derive(Debug)]
+pub struct Supply {
+    /// The files as they are installed.
+    pub files: DriverFiles,
+    /// Where a container sees them.
+    pub mounts: Vec<DriverMount>,
+    /// Where they are taken from.
+    pub from: Origin,
+}
+
+/// Where containers get a driver's files from.
+#[derive(Debug)]
+pub enum Origin {
+    /// A volume, which stays as long as this is held.
+    Volume(Volume),
+    /// Where they are installed, and why.
+    InPlace(InPlace),
+}
+
+/// Why containers get files from where they are installed.
+#[derive(Debug)]
+pub enum InPlace {
+    /// That was asked for.
+    Asked,
+    /// They cannot change there: this file system is never written.
+    Immutable(&'static str),
+    /// No volume was made yet.
+    NotYet,
+    /// No volume could be made.
+    NoVolume(VolumeError),
+}
+
+/// Why containers get nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum SupplyError {
+    /// There are no files to give.
+    #[error(transparent)]
+    Driver(#[from] DriverError),
+    /// Only a volume will do, and there is none.
+    #[error("no driver volume: {0}")]
+    Volume(#[from] VolumeError),
+}
+
+/// Finds a driver's files and makes volumes of them, as the configuration says.
+#[derive(Clone, Debug)]
+pub struct Supplier {
+    root: DriverRoot,
+    capabilities: Capabilities,
+    mode: VolumeMode,
+    volumes: Volumes,
+}
+
+impl Supplier {
+    /// As the configuration says. Touches nothing.
+    #[must_use]
+    pub fn new(config: &Config) -> Self {
+        Self {
+            root: config.paths.driver_root.clone(),
+            capabilities: config.driver.capabilities.clone(),
+            mode: config.driver.volume,
+            volumes: Volumes::new(config.paths.state_dir.join("driver")),
+        }
+    }
+
+    /// The volumes of this node.
+    #[must_use]
+    pub fn volumes(&self) -> &Volumes {
+        &self.volumes
+    }
+
+    /// What containers get of the driver of this version. Makes a volume where
+    /// there is none yet, which takes as long as it takes to copy the files.
+    ///
+    /// # Errors
+    ///
+    /// [`SupplyError`]: no files, or no volume where nothing else will do.
+    pub fn supply(&self, version: &str) -> Result<Supply, SupplyError> {
+        let files = match self.files(version) {
+            Ok(files) => files,
+            Err(error) => return self.left_over(version).ok_or(error.into()),
+        };
+        let from = match (self.mode, immutable(&files)) {
+            (VolumeMode::Never, _) => Origin::InPlace(InPlace::Asked),
+            (VolumeMode::Auto, Some(kind)) => Origin::InPlace(InPlace::Immutable(kind)),
+            (mode, _) => match self.volumes.make(version, &sources(&files)) {
+                Ok(volume) => Origin::Volume(volume),
+                Err(error) if mode == VolumeMode::Auto => Origin::InPlace(InPlace::NoVolume(error)),
+                Err(error) => return Err(error.into()),
+            },
+        };
+        Ok(Supply::new(files, from))
+    }
+
+    /// The same without making anything: where there is no volume yet, the files
+    /// in place.
+    ///
+    /// # Errors
+    ///
+    /// [`SupplyError::Driver`].
+    pub fn preview(&self, version: &str) -> Result<Supply, SupplyError> {
+        let files = match self.files(version) {
+            Ok(files) => files,
+            Err(error) => return self.left_over(version).ok_or(error.into()),
+        };
+        let from = match (self.mode, immutable(&files)) {
+            (VolumeMode::Never, _) => Origin::InPlace(InPlace::Asked),
+            (VolumeMode::Auto, Some(kind)) => Origin::InPlace(InPlace::Immutable(kind)),
+            _ => match self.volumes.find(version, &sources(&files)) {
+                Some(volume) => Origin::Volume(volume),
+                None => Origin::InPlace(InPlace::NotYet),
+            },
+        };
+        Ok(Supply::new(files, from))
+    }
+
+    fn files(&self, version: &str) -> Result<DriverFiles, DriverError> {
+        DriverFiles::find(&self.root, version, &self.capabilities)
+    }
+
+    /// What there still is of a driver whose files were replaced under its
+    /// loaded module: the node serves on until the new module is loaded.
+    fn left_over(&self, version: &str) -> Option<Supply> {
+        if self.mode == VolumeMode::Never {
+            return None;
+        }
+        let volume = self.volumes.of_version(version)?;
+        let files = DriverFiles::of_volume(&volume).complete().ok()?;
+        Some(Supply::new(files, Origin::Volume(volume)))
+    }
+}
+
+impl Supply {
+    fn new(files: DriverFiles, from: Origin) -> Self {
+        let volume = match &from {
+            Origin::Volume(volume) => Some(&volume.folder),
+            Origin::InPlace(_) => None,
+        };
+        Self {
+            mounts: files.mounts(volume),
+            files,
+            from,
+        }
+    }
+
+    /// Whether containers get the files from a volume.
+    #[must_use]
+    pub fn is_volume(&self) -> bool {
+        matches!(self.from, Origin::Volume(_))
+    }
+
+    /// Whether everything that containers would get is still there.
+    #[must_use]
+    pub fn is_there(&self) -> bool {
+        self.mounts.iter().all(|mount| mount.here.exists())
+    }
+}
+
+/// Where they are taken from, and if not from a volume why.
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Volume(volume) => write!(f, "volume {}", volume.folder.host.display()),
+            Self::InPlace(InPlace::Asked) => f.write_str("in place, as asked"),
+            Self::InPlace(InPlace::Immutable(kind)) => {
+                write!(f, "in place, where {kind} keeps them from change")
+            }
+            Self::InPlace(InPlace::NotYet) => f.write_str("in place: no volume was made yet"),
+            Self::InPlace(InPlace::NoVolume(error)) => write!(f, "in place: {error}"),
+        }
+    }
+}
+
+fn sources(files: &DriverFiles) -> Vec<Source> {
+    let sources = files.files.iter().map(|file| Source {
+        path: file.in_volume(),
+        here: file.here.clone(),
+    });
+    sources.collect()
+}
+
+/// The kind of file system that holds all files, if it is one that is made
+/// once and never written: only another image changes them, by a mount or a
+/// start of the node.
+fn immutable(files: &DriverFiles) -> Option<&'static str> {
+    let mut kinds = files.files.iter().map(|file| read_only_kind(&file.here));
+    let first = kinds.next()??;
+    kinds.all(|kind| kind == Some(first)).then_some(first)
+}
+
+/// By the numbers of linux/magic.h. A read-only mount says nothing: what is
+/// written elsewhere shows through it.
+fn read_only_kind(path: &Path) -> Option<&'static str> {
+    const KINDS: &[(u64, &str)] = &[
+        (0x7371_7368, "squashfs"),
+        (0xe0f5_e1e2, "erofs"),
+        (0x9660, "isofs"),
+        (0x28cd_3d45, "cramfs"),
+    ];
+    let kind = u64::try_from(statfs(path).ok()?.f_type).ok()?;
+    let known = KINDS.iter().find(|(number, _)| *number == kind);
+    known.map(|(_, name)| *name)
+}

@@ -6,6 +6,7 @@
 //! holds up the task, and nothing but the task's snapshots is read when the
 //! kubelet asks.
 
+mod nodes;
 mod session;
 mod subscription;
 
@@ -19,6 +20,7 @@ use tracing::{info, warn};
 
 use crate::config::Config;
 use crate::device::{DeviceSnapshot, UnhealthyReason};
+use crate::driver::nodes::{Faults, Keeper};
 use crate::driver::{self, DriverFiles};
 use crate::gpu::calls::{self, Calls, Outcome};
 use crate::gpu::nvml::NvmlLibrary;
@@ -26,6 +28,7 @@ use crate::gpu::{ErrorKind, GpuLibrary, GpuUuid, LibraryError, OpenError};
 use crate::inventory::{Inventory, Node};
 use crate::metrics::{HealthLabels, Metrics, NvmlLabels};
 use crate::readiness::Readiness;
+use nodes::Nodes;
 
 /// The part of [`Readiness`] that the session is.
 const DRIVER: &str = "driver";
@@ -77,6 +80,7 @@ pub struct Monitor {
     started: Instant,
     inventory: Inventory,
     node: Node,
+    nodes: Nodes,
     /// Whether every GPU has been looked at once.
     complete: bool,
     snapshots: watch::Sender<Arc<DeviceSnapshot>>,
@@ -99,6 +103,7 @@ impl Monitor {
         let mut inventory = Inventory::default();
         inventory.remember(Duration::ZERO, allocated);
         let dev_root = config.paths.dev_root.clone();
+        let keeper = Keeper::new(&config);
         let driver = Err(UnhealthyReason::NoDriver("driver not asked yet".into()));
         Self {
             open,
@@ -108,7 +113,12 @@ impl Monitor {
             rescan,
             started: Instant::now(),
             inventory,
-            node: Node { dev_root, driver },
+            node: Node {
+                dev_root,
+                faults: Faults::default(),
+                driver,
+            },
+            nodes: Nodes::new(keeper),
             complete: false,
             snapshots: watch::Sender::default(),
         }
@@ -256,9 +266,8 @@ impl Monitor {
 
     /// Without the nodes that every container gets, no GPU is served.
     fn tell_nodes(&self, snapshot: &DeviceSnapshot) {
-        match snapshot.common.missing_node() {
-            Some(node) => {
-                let reason = UnhealthyReason::NoDeviceNode(node.host.clone());
+        match self.node.unfit(&snapshot.common.nodes) {
+            Some(reason) => {
                 self.readiness.missing(DEVICE_NODES, reason.to_string());
             }
             None => {

@@ -14,6 +14,7 @@ use crate::cli::Output;
 use crate::config::Config;
 use crate::device::{Device, DeviceSnapshot, UnhealthyReason};
 use crate::driver::DriverFiles;
+use crate::driver::nodes::Keeper;
 use crate::gpu::calls;
 use crate::gpu::{GpuLibrary, Reading};
 use crate::health::reducer::Signal;
@@ -110,6 +111,7 @@ fn read(config: &Config) -> anyhow::Result<Report> {
     }
     let node = Node {
         dev_root: config.paths.dev_root.clone(),
+        faults: Keeper::new(config).look(&inventory.minor_numbers()).faults,
         driver: files.map_err(|error| UnhealthyReason::NoDriverFiles(error.to_string())),
     };
     let snapshot = inventory.devices(&node);

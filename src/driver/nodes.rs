@@ -1,9 +1,9 @@
 //! The driver's device nodes, and their links in `/dev/char`.
 //!
-//! No udev makes them: NVIDIA's modules have no devices in sysfs. Its libraries
-//! and nvidia-modprobe make what they need when they need it, in the `/dev` that
-//! they see, which in a container is not the host's. So [`Keeper`] makes them on
-//! the host, the same way.
+//! The kernel does not make them: NVIDIA's modules have no devices in sysfs. Its
+//! libraries and nvidia-modprobe make what they need when they need it, in the
+//! `/dev` that they see, which in a container is not the host's. So [`Keeper`]
+//! makes them on the host, the same way.
 
 mod access;
 mod faults;

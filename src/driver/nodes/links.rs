@@ -1,9 +1,11 @@
 //! The links in `/dev/char`, by which systemd and runc know a device.
 //!
-//! runc has systemd allow a device by its name there, and only where that name
-//! leads to something; a reload of systemd applies the list again, and takes away
-//! what is not in it (NVIDIA/nvidia-container-toolkit#48). udev makes such links
-//! for the devices of sysfs, which NVIDIA's are not.
+//! runc has systemd allow a device by its name there. A reload of systemd applies
+//! the list again, and takes away what is not in it
+//! (NVIDIA/nvidia-container-toolkit#48). runc 1.1.3 to 1.1.6 leave out a name that
+//! leads nowhere (opencontainers/runc#3671), and systemd before 240 looks it up.
+//! udev makes such links for the devices of sysfs, which NVIDIA's are not; so does
+//! nvidia-modprobe since branch 535, but in its own `/dev`.
 
 use std::fs;
 use std::io::{self, ErrorKind};

@@ -72,7 +72,7 @@ impl Majors {
         Self(majors)
     }
 
-    /// Of `/dev/nvidiaN`. Up to branch 545 all devices of the nvidia module hide
+    /// Of `/dev/nvidiaN`. Before branch 550 all devices of the nvidia module hide
     /// behind one front end.
     pub(super) fn gpus(&self) -> Option<u32> {
         self.first(&["nvidia", FRONTEND])

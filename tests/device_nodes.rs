@@ -13,10 +13,11 @@ mod common;
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
+use std::process::Command;
 
 use common::nvml::SimulatedNode;
-use common::running::{Running, options};
-use common::system::{is_root, skip};
+use common::running::{LONG, Running, options};
+use common::system::{is_root, output, skip};
 use tonic::Code;
 
 const HEALTHY: &str = "Healthy";
@@ -171,5 +172,20 @@ async fn what_the_driver_forbids_is_not_made_and_told_once() {
         running.counts(2, 2).await;
         running.ready().await;
     }
+    running.kubelet.assert_no_violations();
+}
+
+#[tokio::test]
+async fn a_look_at_device_nodes_that_hangs_holds_up_the_first_list_for_a_time_only() {
+    let node = SimulatedNode::new(2);
+    node.load_modules(&LOADED);
+    // Nobody will ever write into it.
+    let params = node.proc().join("driver/nvidia/params");
+    output(Command::new("mkfifo").arg(&params));
+    let running = run(node, &[]).await;
+    running.counts(2, 2).await;
+    running.ready().await;
+    let told = "making device nodes has not come to an end";
+    running.plugin.wait_for_line(told, LONG).await.unwrap();
     running.kubelet.assert_no_violations();
 }

@@ -128,10 +128,11 @@ impl<'a> Session<'a> {
             self.ask_driver();
         }
         self.ask_count();
-        self.probe_all();
         // Device nodes come and go without a word from the library. One that is
-        // made at once is not worth telling of.
-        if !(self.nodes_due() && self.ask_nodes()) {
+        // made at once is not worth telling of, so the answer publishes.
+        let nodes = self.nodes_due() && self.ask_nodes();
+        self.probe_all();
+        if !nodes {
             self.monitor.publish();
         }
     }
@@ -308,14 +309,17 @@ impl<'a> Session<'a> {
             count: scan.count,
             all_identified: self.tell_unidentified(&scan, &silent),
         });
+        // In full, as links and capabilities come and go unseen; the answer
+        // publishes.
+        let nodes = self.ask_nodes();
         if first {
             info!(gpus = scan.count, "GPUs enumerated");
             // A GPU that has just been read needs no probe to be listed.
             self.probe_all();
         }
-        // In full, as links and capabilities come and go unseen.
-        self.ask_nodes();
-        self.publish();
+        if !nodes {
+            self.publish();
+        }
         let found = self.monitor.inventory.found();
         self.events.subscribe(&self.library, found);
     }

@@ -24,7 +24,7 @@ use crate::telemetry::LogFormat;
 
 use self::values::{
     absolute, address, boolean, dev_root_paths, driver_root_paths, imex_channels, interval,
-    resource_name, word, words,
+    resource_name, with_links, word, words,
 };
 
 /// Serve the GPUs of this node to its kubelet.
@@ -211,6 +211,16 @@ struct Arguments {
     )]
     #[arg(default_value = "/proc")]
     procfs_root: PathBuf,
+
+    /// Folder of the links to device nodes by their numbers: the host's /dev/char
+    #[arg(
+        long,
+        global = true,
+        env = "DEV_CHAR_ROOT",
+        value_name = "DIR",
+        hide = true
+    )]
+    dev_char_root: Option<PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -507,6 +517,8 @@ impl<'a> Values<'a> {
         let driver_root = driver_root_paths(driver_root?, container?, host_root.as_deref());
         let host_root = host_root.unwrap_or_else(|| values::host_root(&driver_root));
         let dev_root = dev_root_paths(dev_root?, &driver_root, &host_root);
+        let links = self.arguments.dev_char_root.as_deref();
+        let dev_root = with_links(dev_root, links, &host_root);
         Some(HostPaths {
             device_plugin_dir: device_plugin_dir?,
             nvml_library: nvml_library?,

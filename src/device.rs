@@ -7,6 +7,7 @@ use std::sync::Arc;
 use serde::{Serialize, Serializer};
 
 use crate::driver::DriverMount;
+use crate::driver::nodes::NodeFault;
 use crate::gpu::{Gpu, GpuUuid};
 
 /// The ID of a device in the kubelet's eyes. Today a GPU's UUID.
@@ -62,9 +63,9 @@ pub enum UnhealthyReason {
     /// A call about it did not come back.
     #[error("NVML does not answer: a call has not come back for {0} s")]
     NotAnswering(u64),
-    /// A device node that it needs is not there.
-    #[error("{0} does not exist; load the nvidia and nvidia-uvm modules (nvidia-modprobe -u -c 0)")]
-    NoDeviceNode(PathBuf),
+    /// A device node that it needs is not there, or is another device's.
+    #[error("{0} {1}")]
+    NoDeviceNode(PathBuf, NodeFault),
     /// There is no session with the driver.
     #[error("{0}")]
     NoDriver(String),
@@ -135,13 +136,6 @@ pub struct Common {
     pub nodes: Vec<DeviceNode>,
     /// The driver's libraries and programs.
     pub mounts: Vec<DriverMount>,
-}
-
-impl Common {
-    /// The first node that does not exist.
-    pub fn missing_node(&self) -> Option<&DeviceNode> {
-        self.nodes.iter().find(|node| !node.here.exists())
-    }
 }
 
 /// All devices of one resource at one moment, sorted by ID, and what belongs

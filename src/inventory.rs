@@ -1,12 +1,12 @@
 //! Which devices there are: what was read of the GPUs, over time, to the
 //! devices of a resource. Pure, but for the look whether a device node exists.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::device::{Common, Device, DeviceSnapshot, Health, UnhealthyReason};
-use crate::driver::nodes::DevRoot;
+use crate::device::{Common, Device, DeviceNode, DeviceSnapshot, Health, UnhealthyReason};
+use crate::driver::nodes::{DevRoot, Faults};
 use crate::driver::supply::Supply;
 use crate::gpu::{Gpu, GpuUuid, Reading};
 use crate::health::reducer::{GpuHealth, Signal};
@@ -32,8 +32,20 @@ pub struct Inventory {
 pub struct Node {
     /// Where the device nodes are.
     pub dev_root: DevRoot,
+    /// What is amiss with them.
+    pub faults: Faults,
     /// The driver's files, or why there are none to give.
     pub driver: Result<Arc<Supply>, UnhealthyReason>,
+}
+
+impl Node {
+    /// Why no container can be given these device nodes, if so.
+    pub fn unfit(&self, nodes: &[DeviceNode]) -> Option<UnhealthyReason> {
+        nodes.iter().find_map(|node| {
+            let fault = self.faults.of(node)?;
+            Some(UnhealthyReason::NoDeviceNode(node.host.clone(), fault))
+        })
+    }
 }
 
 impl Inventory {
@@ -111,6 +123,21 @@ impl Inventory {
         found.map(|(uuid, _)| uuid.clone()).collect()
     }
 
+    /// The minor numbers of the GPUs that the last enumeration found.
+    pub fn minor_numbers(&self) -> BTreeSet<u32> {
+        let entries = self.gpus.values().filter(|entry| entry.health.is_found());
+        let gpus = entries.filter_map(|entry| entry.gpu.as_ref());
+        gpus.map(|gpu| gpu.minor_number).collect()
+    }
+
+    /// Whether any device node is missing or another device's.
+    pub fn lacks_nodes(&self, node: &Node) -> bool {
+        let minors = self.minor_numbers();
+        let mut nodes = node.dev_root.common();
+        nodes.extend(minors.into_iter().map(|minor| node.dev_root.gpu(minor)));
+        node.unfit(&nodes).is_some()
+    }
+
     /// Whether any GPU is not healthy.
     pub fn any_amiss(&self) -> bool {
         self.gpus
@@ -128,22 +155,21 @@ impl Inventory {
                 .map(|supply| supply.mounts.clone())
                 .unwrap_or_default(),
         };
-        let missing = common.missing_node();
+        let unfit = node.unfit(&common.nodes);
         let devices = self.gpus.iter().map(|(uuid, entry)| {
             let nodes: Vec<_> = entry
                 .gpu
                 .iter()
                 .map(|gpu| node.dev_root.gpu(gpu.minor_number))
                 .collect();
-            let missing = missing.or_else(|| nodes.iter().find(|node| !node.here.exists()));
-            let missing = missing.map(|node| UnhealthyReason::NoDeviceNode(node.host.clone()));
+            let unfit = unfit.clone().or_else(|| node.unfit(&nodes));
             let reason = entry
                 .health
                 .health()
                 .reason()
                 .cloned()
                 .or_else(|| node.driver.as_ref().err().cloned())
-                .or(missing);
+                .or(unfit);
             Device {
                 id: uuid.into(),
                 uuid: uuid.clone(),

@@ -6,6 +6,7 @@
 //! holds up the task, and nothing but the task's snapshots is read when the
 //! kubelet asks.
 
+mod nodes;
 mod session;
 mod subscription;
 mod tidy;
@@ -21,6 +22,7 @@ use tracing::{info, warn};
 use crate::config::Config;
 use crate::device::{DeviceSnapshot, UnhealthyReason};
 use crate::driver;
+use crate::driver::nodes::{Faults, Keeper};
 use crate::driver::supply::{InPlace, Origin, Supplier, Supply, SupplyError};
 use crate::gpu::calls::{self, Calls, Outcome};
 use crate::gpu::nvml::NvmlLibrary;
@@ -28,6 +30,7 @@ use crate::gpu::{ErrorKind, GpuLibrary, GpuUuid, LibraryError, OpenError};
 use crate::inventory::{Inventory, Node};
 use crate::metrics::{HealthLabels, Metrics, NvmlLabels};
 use crate::readiness::Readiness;
+use nodes::Nodes;
 
 use self::tidy::Tidy;
 
@@ -84,6 +87,7 @@ pub struct Monitor {
     supplier: Supplier,
     tidy: Tidy,
     node: Node,
+    nodes: Nodes,
     /// Whether every GPU has been looked at once.
     complete: bool,
     snapshots: watch::Sender<Arc<DeviceSnapshot>>,
@@ -108,6 +112,7 @@ impl Monitor {
         let dev_root = config.paths.dev_root.clone();
         let supplier = Supplier::new(&config);
         let tidy = Tidy::new(config.driver.volume_grace);
+        let keeper = Keeper::new(&config);
         let driver = Err(UnhealthyReason::NoDriver("driver not asked yet".into()));
         Self {
             open,
@@ -119,7 +124,12 @@ impl Monitor {
             inventory,
             supplier,
             tidy,
-            node: Node { dev_root, driver },
+            node: Node {
+                dev_root,
+                faults: Faults::default(),
+                driver,
+            },
+            nodes: Nodes::new(keeper),
             complete: false,
             snapshots: watch::Sender::default(),
         }
@@ -323,9 +333,8 @@ impl Monitor {
 
     /// Without the nodes that every container gets, no GPU is served.
     fn tell_nodes(&self, snapshot: &DeviceSnapshot) {
-        match snapshot.common.missing_node() {
-            Some(node) => {
-                let reason = UnhealthyReason::NoDeviceNode(node.host.clone());
+        match self.node.unfit(&snapshot.common.nodes) {
+            Some(reason) => {
                 self.readiness.missing(DEVICE_NODES, reason.to_string());
             }
             None => {

@@ -15,6 +15,7 @@ use crate::api::v1beta1::{AllocateRequest, ContainerAllocateRequest, ContainerAl
 use crate::cli::Output;
 use crate::config::Config;
 use crate::device::{Device, DeviceSnapshot, UnhealthyReason};
+use crate::driver::nodes::Keeper;
 use crate::driver::supply::Supplier;
 use crate::gpu::calls;
 use crate::gpu::{GpuLibrary, Reading};
@@ -112,6 +113,7 @@ fn read(config: &Config) -> anyhow::Result<Report> {
     }
     let node = Node {
         dev_root: config.paths.dev_root.clone(),
+        faults: Keeper::new(config).look(&inventory.minor_numbers()).faults,
         driver: supply
             .map(Arc::new)
             .map_err(|error| UnhealthyReason::NoDriverFiles(error.to_string())),

@@ -124,6 +124,22 @@ async fn a_container_may_use_its_own_gpus_alone() {
     }
 }
 
+/// A reload of systemd's is not tried here: it takes systemd as the first process,
+/// and `runc update` alone leaves the devices out of what it applies again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_container_gets_the_device_nodes_that_the_plugin_made() {
+    for driver in drivers("a_container_gets_the_device_nodes_that_the_plugin_made") {
+        let node = Node::start_without_nodes(&driver).await;
+        for user in [User::Root, User::Other] {
+            for gpus in [&[3][..], &[0, 2]] {
+                node.assert_own_gpus(gpus, user).await;
+                let links = node.running.node.dev().join("char");
+                node.nodes.assert_linked(&node.minors(gpus), &links);
+            }
+        }
+    }
+}
+
 // === The node ===
 
 /// Unpacked packages of one driver.
@@ -181,6 +197,24 @@ struct Node<'d> {
 
 impl<'d> Node<'d> {
     async fn start(driver: &'d Driver) -> Self {
+        Self::start_with(driver, |dev, _| DeviceNodes::make(dev, GPUS)).await
+    }
+
+    /// With modules loaded, and nothing in /dev.
+    async fn start_without_nodes(driver: &'d Driver) -> Self {
+        let load = |dev: &Path, node: &SimulatedNode| {
+            fs::create_dir_all(dev).expect("create the folder of device nodes");
+            let nodes = DeviceNodes::to_be_made();
+            node.load_modules(&nodes.modules());
+            nodes
+        };
+        Self::start_with(driver, load).await
+    }
+
+    async fn start_with(
+        driver: &'d Driver,
+        nodes: impl FnOnce(&Path, &SimulatedNode) -> DeviceNodes,
+    ) -> Self {
         let node = SimulatedNode::with(GPUS, |state| {
             state.driver_version.clone_from(&driver.version);
             // A GPU's number is not its index.
@@ -191,9 +225,12 @@ impl<'d> Node<'d> {
         });
         let dev_root = node.root().join("real-nodes");
         let dev = dev_root.join("dev");
-        let nodes = DeviceNodes::make(&dev, GPUS);
-        let roots = [&driver.root, &dev_root].map(|root| root.display().to_string());
-        let flags = ["--driver-root", &roots[0], "--dev-root", &roots[1]];
+        let nodes = nodes(&dev, &node);
+        let state = node.root().join("state");
+        let folders = [&driver.root, &dev_root, &state];
+        let [driver_root, dev_root, state] = folders.map(|folder| folder.display().to_string());
+        let flags = ["--driver-root", &driver_root, "--dev-root", &dev_root];
+        let flags = [&flags[..], &["--state-dir", &state]].concat();
         let running = Running::on(node, options(), &flags).await;
         running.counts(GPUS, GPUS).await;
         Self {

@@ -163,6 +163,22 @@ fn a_device_node_that_is_missing_is_named_with_the_remedy() {
 }
 
 #[test]
+fn nothing_is_made_by_looking() {
+    let node = SimulatedNode::new(1);
+    node.load_modules(&[("nvidia", 195), ("nvidia-uvm", 238)]);
+    let uvm = node.dev().join("nvidia-uvm");
+    std::fs::remove_file(&uvm).unwrap();
+    let report = json(&node);
+    let reason = report["devices"][0]["reason"].as_str().unwrap();
+    assert!(
+        reason.contains("the plugin makes it when it serves"),
+        "{reason}"
+    );
+    assert!(!uvm.exists());
+    assert!(!node.dev().join("char").exists());
+}
+
+#[test]
 fn without_a_driver_it_says_which_part_is_missing_and_fails() {
     let node = SimulatedNode::new(1);
     let refused = |with: Return, words: &str| {

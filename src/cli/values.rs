@@ -68,6 +68,22 @@ pub(super) fn dev_root_paths(
     DevRoot::new(host, here)
 }
 
+/// systemd and runc look into the host's own `/dev/char`, wherever the nodes are.
+pub(super) fn with_links(dev_root: DevRoot, named: Option<&Path>, host_root: &Path) -> DevRoot {
+    let links = match named {
+        Some(folder) => HostFolder {
+            host: folder.into(),
+            here: folder.into(),
+        },
+        None if dev_root.host() == Path::new("/") => return dev_root,
+        None => HostFolder {
+            host: "/dev/char".into(),
+            here: host_root.join("dev/char"),
+        },
+    };
+    dev_root.with_links(links)
+}
+
 /// An address and port; `:9402` means every address, as Go programs have it.
 pub(super) fn address(text: &str) -> Result<SocketAddr, String> {
     let full = if text.starts_with(':') {
@@ -256,6 +272,28 @@ mod tests {
         assert_eq!(dev, DevRoot::new("/run/nvidia/driver", here.path()));
         let elsewhere = dev_root_paths(Some("/".into()), &root, &slash);
         assert_eq!(elsewhere, DevRoot::new("/", "/"));
+    }
+
+    #[test]
+    fn links_are_in_the_hosts_own_folder() {
+        let links = |host: &str, here: &str| HostFolder {
+            host: host.into(),
+            here: here.into(),
+        };
+        let host_root = Path::new("/host");
+        let slash = DevRoot::new("/", "/host");
+        assert_eq!(with_links(slash.clone(), None, host_root), slash);
+        let driver = DevRoot::new("/run/nvidia/driver", "/driver-root");
+        assert_eq!(
+            with_links(driver.clone(), None, host_root),
+            driver
+                .clone()
+                .with_links(links("/dev/char", "/host/dev/char"))
+        );
+        assert_eq!(
+            with_links(driver.clone(), Some(Path::new("/x")), host_root),
+            driver.with_links(links("/x", "/x"))
+        );
     }
 
     #[test]

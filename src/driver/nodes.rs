@@ -1,7 +1,27 @@
-//! The driver's device nodes.
+//! The driver's device nodes, and their links in `/dev/char`.
+//!
+//! The kernel does not make them: NVIDIA's modules have no devices in sysfs. Its
+//! libraries and nvidia-modprobe make what they need when they need it, in the
+//! `/dev` that they see, which in a container is not the host's. So [`Keeper`]
+//! makes them on the host, the same way.
+
+mod access;
+mod faults;
+mod keeper;
+mod links;
+mod made;
+mod majors;
+mod make;
+mod plan;
 
 use std::path::{Path, PathBuf};
 
+pub use self::faults::{Faults, Hindrance, NodeFault};
+pub use self::keeper::{Keeper, Report};
+pub use self::made::{Removal, remove_made};
+pub use self::majors::{DeviceNumber, Module};
+
+use crate::config::HostFolder;
 use crate::device::DeviceNode;
 
 /// Without these no container can use a GPU: the driver's control node, and
@@ -11,20 +31,34 @@ const REQUIRED: [&str; 2] = ["nvidiactl", "nvidia-uvm"];
 /// Given where they exist: tools (profilers), and modesetting (graphics).
 const OPTIONAL: [&str; 2] = ["nvidia-uvm-tools", "nvidia-modeset"];
 
+/// The folder of the links, below the dev root.
+const CHAR: &str = "dev/char";
+
 /// The folder that holds `dev`, on the host and where this process sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DevRoot {
     host: PathBuf,
     here: PathBuf,
+    links: HostFolder,
 }
 
 impl DevRoot {
-    /// `host` as the host names it, `here` as this process sees it.
+    /// `host` as the host names it, `here` as this process sees it. The links are
+    /// in `dev/char`.
     pub fn new(host: impl Into<PathBuf>, here: impl Into<PathBuf>) -> Self {
-        Self {
-            host: host.into(),
-            here: here.into(),
-        }
+        let (host, here) = (host.into(), here.into());
+        let links = HostFolder {
+            host: host.join(CHAR),
+            here: here.join(CHAR),
+        };
+        Self { host, here, links }
+    }
+
+    /// The same with the links elsewhere: those that count are in the host's own
+    /// `/dev/char`, wherever the nodes are.
+    #[must_use]
+    pub fn with_links(self, links: HostFolder) -> Self {
+        Self { links, ..self }
     }
 
     /// As the host names it.
@@ -51,6 +85,34 @@ impl DevRoot {
             .map(|name| self.node(name))
             .filter(|node| node.here.exists());
         required.chain(optional).collect()
+    }
+
+    /// The folder of the links.
+    fn links(&self) -> &HostFolder {
+        &self.links
+    }
+
+    /// Where a link is to lead. Relative where nodes and links are of one `/dev`,
+    /// as udev's are, so that it holds wherever that is mounted.
+    fn link_target(&self, name: &str) -> PathBuf {
+        if self.links.here == self.here.join(CHAR) {
+            Path::new("..").join(name)
+        } else {
+            self.host.join("dev").join(name)
+        }
+    }
+
+    /// Where a link of the host's leads, as this process sees that.
+    fn seen_from_links(&self, target: &Path) -> PathBuf {
+        if target.is_relative() {
+            return self.links.here.join(target);
+        }
+        if let Ok(rest) = target.strip_prefix(&self.host) {
+            return self.here.join(rest);
+        }
+        let root = self.links.here.ancestors().nth(2);
+        let rest = target.strip_prefix("/").unwrap_or(target);
+        root.unwrap_or(Path::new("/")).join(rest)
     }
 
     fn node(&self, name: &str) -> DeviceNode {

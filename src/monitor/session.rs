@@ -8,8 +8,8 @@ use tracing::{debug, info, warn};
 
 use super::subscription::{Notice, Subscription};
 use super::{GPUS, Monitor};
-use crate::driver::kernel_module_version;
 use crate::driver::supply::{InPlace, Origin, Supply, SupplyError};
+use crate::driver::{kernel_module_version, nodes};
 use crate::gpu::calls::{Calls, DEADLINE, Outcome};
 use crate::gpu::{ErrorKind, GpuLibrary, GpuUuid, LibraryError, Reading, Vitals, XidEvent};
 use crate::health::reducer::Signal;
@@ -26,6 +26,7 @@ const VOLUME_RETRY: Duration = Duration::from_secs(60);
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Key {
     Driver,
+    Nodes,
     Count,
     Read(u32),
     Probe(GpuUuid),
@@ -37,6 +38,7 @@ pub(super) type Numbered = (u64, Answer);
 
 pub(super) enum Answer {
     Driver(Result<String, LibraryError>),
+    Nodes(nodes::Report),
     Count(Result<u32, LibraryError>),
     Read(Reading),
     Probe(Result<Vitals, LibraryError>),
@@ -79,6 +81,8 @@ pub(super) struct Session<'a> {
     driver_due: bool,
     /// It is known what containers get of the driver, or overdue.
     driver_told: bool,
+    /// The device nodes were made, where any was missing, or that is overdue.
+    nodes_told: bool,
 }
 
 impl<'a> Session<'a> {
@@ -103,6 +107,7 @@ impl<'a> Session<'a> {
             scan_due: false,
             driver_due: false,
             driver_told: false,
+            nodes_told: false,
         }
     }
 
@@ -144,9 +149,13 @@ impl<'a> Session<'a> {
             self.ask_supply();
         }
         self.ask_count();
+        // Device nodes come and go without a word from the library. One that is
+        // made at once is not worth telling of, so the answer publishes.
+        let nodes = self.nodes_due() && self.ask_nodes();
         self.probe_all();
-        // Device nodes come and go without a word from the library.
-        self.monitor.publish();
+        if !nodes {
+            self.monitor.publish();
+        }
         self.monitor.tidy();
         None
     }
@@ -178,6 +187,11 @@ impl<'a> Session<'a> {
                 .as_ref()
                 .is_ok_and(|supply| !supply.is_there())
             || self.monitor.node.driver.is_err()
+    }
+
+    /// Not before the GPUs are known.
+    fn nodes_due(&self) -> bool {
+        self.last_scan.is_some() && (!self.nodes_told || self.monitor.nodes_due())
     }
 
     /// Asks the library on another thread, unless the same is asked already: then
@@ -230,6 +244,11 @@ impl<'a> Session<'a> {
             None => self.monitor.no_supply_yet(),
         }
         self.publish();
+    }
+
+    fn ask_nodes(&mut self) -> bool {
+        let work = self.monitor.nodes_work();
+        self.ask(Key::Nodes, move |_| Answer::Nodes(work()))
     }
 
     fn ask_count(&mut self) {
@@ -286,6 +305,11 @@ impl<'a> Session<'a> {
                 self.monitor.count_error(error.call);
                 return Some(error);
             }
+            Answer::Nodes(report) => {
+                self.nodes_told = true;
+                self.monitor.nodes_kept(report);
+                self.publish();
+            }
             Answer::Count(Ok(count)) => self.counted(count),
             Answer::Read(reading) => {
                 if let Some(scan) = &mut self.scan {
@@ -331,6 +355,7 @@ impl<'a> Session<'a> {
     fn ask_again(&mut self, key: Key) {
         match key {
             Key::Driver => self.ask_driver(),
+            Key::Nodes => _ = self.ask_nodes(),
             Key::Count => self.ask_count(),
             Key::Read(index) if self.scan.as_ref().is_some_and(|scan| index < scan.count) => {
                 self.ask_reading(index);
@@ -365,12 +390,17 @@ impl<'a> Session<'a> {
             count: scan.count,
             all_identified: self.tell_unidentified(&scan, &silent),
         });
+        // In full, as links and capabilities come and go unseen; the answer
+        // publishes.
+        let nodes = self.ask_nodes();
         if first {
             info!(gpus = scan.count, "GPUs enumerated");
             // A GPU that has just been read needs no probe to be listed.
             self.probe_all();
         }
-        self.publish();
+        if !nodes {
+            self.publish();
+        }
         let found = self.monitor.inventory.found();
         self.events.subscribe(&self.library, found);
     }
@@ -378,7 +408,8 @@ impl<'a> Session<'a> {
     /// Publishes what is known now, once all is: a list made before would call
     /// the GPUs unhealthy for want of an answer that is on its way.
     fn publish(&mut self) {
-        self.monitor.complete |= self.driver_told && self.last_scan.is_some();
+        let told = self.driver_told && self.nodes_told;
+        self.monitor.complete |= told && self.last_scan.is_some();
         self.monitor.publish();
     }
 
@@ -426,6 +457,7 @@ impl<'a> Session<'a> {
 
     fn overdue(&mut self, key: &Key) {
         let call = match key {
+            Key::Nodes => return self.nodes_overdue(),
             Key::Driver => "nvmlSystemGetDriverVersion",
             Key::Count => "nvmlDeviceGetCount_v2",
             Key::Read(_) => "enumeration",
@@ -444,8 +476,16 @@ impl<'a> Session<'a> {
                 self.monitor.driver_silent(call, DEADLINE);
                 self.publish();
             }
-            Key::Count | Key::Read(_) => {}
+            Key::Nodes | Key::Count | Key::Read(_) => {}
         }
+    }
+
+    /// What is there is served all the same.
+    fn nodes_overdue(&mut self) {
+        let seconds = DEADLINE.as_secs();
+        warn!(seconds, "making device nodes has not come to an end");
+        self.nodes_told = true;
+        self.publish();
     }
 
     /// Takes in a signal about one GPU, and publishes what it changes: most

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 use std::process::Command;
 
@@ -22,9 +23,7 @@ impl DeviceNodes {
     /// Makes those of so many GPUs in `dev`, which takes root.
     pub fn make(dev: &Path, gpus: usize) -> Self {
         fs::create_dir_all(dev).expect("create the folder of device nodes");
-        let nodes = Self {
-            uvm_major: free_major(),
-        };
+        let nodes = Self::to_be_made();
         let gpus = u32::try_from(gpus).expect("a few GPUs");
         for (name, (major, minor)) in nodes.of(&(0..gpus).collect()) {
             let mut mknod = Command::new("mknod");
@@ -32,6 +31,35 @@ impl DeviceNodes {
             output(mknod.args([major.to_string(), minor.to_string()]));
         }
         nodes
+    }
+
+    /// Those that a plugin will make where these modules are loaded.
+    pub fn to_be_made() -> Self {
+        Self {
+            uvm_major: free_major(),
+        }
+    }
+
+    /// The modules, as /proc/devices lists their devices.
+    pub fn modules(&self) -> [(&'static str, u32); 3] {
+        [
+            ("nvidia", MAJOR),
+            ("nvidiactl", MAJOR),
+            ("nvidia-uvm", self.uvm_major),
+        ]
+    }
+
+    /// Checks that each device is found by its numbers in this folder, as runc
+    /// looks for it on behalf of systemd.
+    pub fn assert_linked(&self, minors: &BTreeSet<u32>, links: &Path) {
+        for (name, (major, minor)) in self.of(minors) {
+            let link = links.join(format!("{major}:{minor}"));
+            let device = fs::metadata(&link).unwrap_or_else(|error| {
+                panic!("{} for {name}: {error}", link.display());
+            });
+            assert!(device.file_type().is_char_device(), "{name}");
+            assert_eq!(device.rdev(), libc::makedev(major, minor), "{name}");
+        }
     }
 
     /// What a container with these GPUs has: names and numbers.

@@ -217,6 +217,20 @@ impl SimulatedNode {
         self.edit(|state| state.driver_version = version.to_owned());
     }
 
+    /// Modules with character devices of these names and major numbers are loaded,
+    /// and no other. Until then nothing is known of any.
+    pub fn load_modules(&self, majors: &[(&str, u32)]) {
+        let lines = majors
+            .iter()
+            .map(|(name, major)| format!("{major:3} {name}\n"));
+        let devices: String = lines.collect();
+        let devices = format!("Character devices:\n  1 mem\n{devices}\nBlock devices:\n  7 loop\n");
+        // In one step, as the kernel does it.
+        let new = self.proc().join("devices.new");
+        write(&new, &devices);
+        fs::rename(new, self.proc().join("devices")).expect("replace the list of devices");
+    }
+
     /// A program by its header: nothing here runs it.
     fn write_program(&self, name: &str) {
         let path = self.driver_root().join("usr/bin").join(name);
@@ -345,6 +359,7 @@ impl SimulatedNode {
             ("--procfs-root", self.proc()),
             ("--state-dir", self.state_dir()),
             ("--cdi-root", self.root().join("cdi")),
+            ("--dev-char-root", self.dev().join("char")),
         ];
         let texts = [
             ("--http-listen", "127.0.0.1:0"),

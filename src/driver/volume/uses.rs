@@ -87,10 +87,18 @@ fn has_part(path: &Path, name: &str) -> bool {
     parts.any(|part| matches!(part, Component::Normal(part) if part == name))
 }
 
-/// Whether every process of the machine is seen, and not only a container's.
+/// Whether every process of the machine is seen, and not only a container's:
+/// that of process 1 is the first namespace, or this process is in that one and
+/// known by its own number (what is of process 1 may be denied even to root, if
+/// that has the greater rights).
 fn shows_the_machine(procfs: &Path) -> bool {
-    let link = fs::read_link(procfs.join("1/ns/pid"));
-    link.is_ok_and(|link| link == Path::new(FIRST_PID_NAMESPACE))
+    let is_first = |process: &str| {
+        let link = fs::read_link(procfs.join(process).join("ns/pid"));
+        link.is_ok_and(|link| link == Path::new(FIRST_PID_NAMESPACE))
+    };
+    let own = fs::read_link(procfs.join("self"));
+    let own_number = std::process::id().to_string();
+    is_first("1") || is_first("self") && own.is_ok_and(|own| own == Path::new(&own_number))
 }
 
 /// The roots of all mounts of all mount namespaces that a process is in.
@@ -103,10 +111,10 @@ fn mounts(procfs: &Path) -> anyhow::Result<BTreeMap<PathBuf, u32>> {
             continue;
         };
         let process = procfs.join(&name);
-        let Some(namespace) = still_there(fs::read_link(process.join("ns/mnt")))? else {
-            continue;
-        };
-        if !seen.insert(namespace) {
+        // Spares reading the same mounts again, where it may be known.
+        if let Ok(namespace) = fs::read_link(process.join("ns/mnt"))
+            && !seen.insert(namespace)
+        {
             continue;
         }
         let text = still_there(fs::read_to_string(process.join("mountinfo")))?;

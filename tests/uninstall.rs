@@ -96,7 +96,11 @@ async fn what_a_pod_or_a_plugin_has_is_left_and_why() {
     );
     assert!(running.node.volume().is_dir());
 
-    running.kubelet.free(&pod.pod);
+    // The kubelet's folder for the pod goes with the pod, and its record later.
+    let folder = running.node.device_plugin_dir().with_file_name("pods");
+    fs::create_dir_all(folder.join(&pod.pod)).unwrap();
+    assert_eq!(uninstall(&running.node).1, Some(1));
+    fs::remove_dir(folder.join(&pod.pod)).unwrap();
     let (said, code) = uninstall(&running.node);
     assert_eq!(code, Some(0), "{said}");
     assert!(!running.node.state_dir().exists());

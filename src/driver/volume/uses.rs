@@ -9,7 +9,7 @@ use std::fs;
 use std::io;
 use std::path::{Component, Path, PathBuf};
 
-use crate::config::HostPaths;
+use crate::config::{HostFolder, HostPaths};
 use crate::kubelet::checkpoint;
 
 /// The link of a process in the first PID namespace of the machine
@@ -64,7 +64,7 @@ impl Uses {
             );
         }
         Ok(Self {
-            answers: checkpoint::host_paths(&paths.device_plugin_dir)?,
+            answers: checkpoint::host_paths(&paths.device_plugin_dir, &pods(paths))?,
             mounts: mounts(&procfs)?,
         })
     }
@@ -80,6 +80,14 @@ impl Uses {
         let mounted = mounts.find(|(path, _)| has_part(path, name));
         mounted.map(|(_, pid)| Use::Mounted(*pid))
     }
+}
+
+/// The kubelet's folder of pods, beside that of its device plugins. That one is
+/// seen under the host's own name, and this one below the host's root only.
+fn pods(paths: &HostPaths) -> PathBuf {
+    let kubelet = paths.device_plugin_dir.parent();
+    let pods = kubelet.unwrap_or(Path::new("/")).join("pods");
+    HostFolder::below(&paths.host_root, pods).here
 }
 
 fn has_part(path: &Path, name: &str) -> bool {

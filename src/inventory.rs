@@ -2,11 +2,15 @@
 //! devices of a resource. Pure, but for the look whether a device node exists.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
+use crate::config::{AllocationOptions, Config, HostFolder, ImexChannel};
 use crate::device::{Common, Device, DeviceSnapshot, Health, UnhealthyReason};
-use crate::driver::DriverFiles;
+use crate::driver::extras::{self, Extras};
 use crate::driver::nodes::DevRoot;
+use crate::driver::{DriverFiles, cdi};
 use crate::gpu::{Gpu, GpuUuid, Reading};
 use crate::health::reducer::{GpuHealth, Signal};
 
@@ -33,6 +37,65 @@ pub struct Node {
     pub dev_root: DevRoot,
     /// The driver's files, or why there are none to give.
     pub driver: Result<DriverFiles, UnhealthyReason>,
+    /// Where this process sees the host's `/`.
+    pub host_root: PathBuf,
+    /// Our CDI spec, where answers refer to it.
+    pub cdi_spec: Option<HostFolder>,
+    /// How containers are given their devices.
+    pub allocation: Arc<AllocationOptions>,
+}
+
+impl Node {
+    /// The node that `config` names, with this driver.
+    #[must_use]
+    pub fn new(config: &Config, driver: Result<DriverFiles, UnhealthyReason>) -> Self {
+        let allocation = Arc::new(config.allocation.clone());
+        let cdi_spec = allocation
+            .uses_cdi()
+            .then(|| config.paths.cdi_root.join(cdi::FILE));
+        Self {
+            dev_root: config.paths.dev_root.clone(),
+            driver,
+            host_root: config.paths.host_root.clone(),
+            cdi_spec,
+            allocation,
+        }
+    }
+
+    fn common(&self) -> Common {
+        let allocation = &self.allocation;
+        let mut common = Common {
+            extras: Extras::find(allocation, &self.dev_root, &self.host_root),
+            cdi_spec: self.cdi_spec.clone(),
+            allocation: allocation.clone(),
+            ..Common::default()
+        };
+        if allocation.gives_nodes() {
+            common.nodes = self.dev_root.common();
+        }
+        if let (true, Ok(files)) = (allocation.gives_driver(), &self.driver) {
+            common.mounts = files.mounts();
+        }
+        common
+    }
+
+    /// What keeps every device from being given.
+    fn amiss(&self, common: &Common) -> Option<UnhealthyReason> {
+        let driver = self.driver.as_ref().err();
+        // NVIDIA's container runtime finds the files by itself.
+        let needed = |reason: &&UnhealthyReason| {
+            self.allocation.gives_driver() || !matches!(reason, UnhealthyReason::NoDriverFiles(_))
+        };
+        let missing = common.missing_node().map(|node| node.host.clone());
+        let no_channel =
+            self.allocation.imex == ImexChannel::Required && common.extras.imex.is_none();
+        driver
+            .filter(needed)
+            .cloned()
+            .or(missing.map(UnhealthyReason::NoDeviceNode))
+            .or(no_channel
+                .then(|| UnhealthyReason::NoImexChannel(extras::imex_channel(&self.dev_root))))
+    }
 }
 
 impl Inventory {
@@ -119,30 +182,19 @@ impl Inventory {
 
     /// The devices that stand for whole GPUs.
     pub fn devices(&self, node: &Node) -> DeviceSnapshot {
-        let common = Common {
-            nodes: node.dev_root.common(),
-            mounts: node
-                .driver
-                .as_ref()
-                .map(DriverFiles::mounts)
-                .unwrap_or_default(),
-        };
-        let missing = common.missing_node();
+        let common = node.common();
+        let amiss = node.amiss(&common);
+        let gives_nodes = node.allocation.gives_nodes();
         let devices = self.gpus.iter().map(|(uuid, entry)| {
-            let nodes: Vec<_> = entry
-                .gpu
-                .iter()
+            let gpu = entry.gpu.as_ref().filter(|_| gives_nodes);
+            let nodes: Vec<_> = gpu
                 .map(|gpu| node.dev_root.gpu(gpu.minor_number))
+                .into_iter()
                 .collect();
-            let missing = missing.or_else(|| nodes.iter().find(|node| !node.here.exists()));
+            let missing = nodes.iter().find(|node| !node.here.exists());
             let missing = missing.map(|node| UnhealthyReason::NoDeviceNode(node.host.clone()));
-            let reason = entry
-                .health
-                .health()
-                .reason()
-                .cloned()
-                .or_else(|| node.driver.as_ref().err().cloned())
-                .or(missing);
+            let reason = entry.health.health().reason().cloned();
+            let reason = reason.or_else(|| amiss.clone()).or(missing);
             Device {
                 id: uuid.into(),
                 uuid: uuid.clone(),

@@ -7,6 +7,7 @@
 //! kubelet asks.
 
 mod session;
+mod spec_file;
 mod subscription;
 
 use std::sync::Arc;
@@ -26,6 +27,8 @@ use crate::gpu::{ErrorKind, GpuLibrary, GpuUuid, LibraryError, OpenError};
 use crate::inventory::{Inventory, Node};
 use crate::metrics::{HealthLabels, Metrics, NvmlLabels};
 use crate::readiness::Readiness;
+
+use self::spec_file::SpecFile;
 
 /// The part of [`Readiness`] that the session is.
 const DRIVER: &str = "driver";
@@ -77,6 +80,8 @@ pub struct Monitor {
     started: Instant,
     inventory: Inventory,
     node: Node,
+    /// Our CDI spec.
+    spec_file: SpecFile,
     /// Whether every GPU has been looked at once.
     complete: bool,
     snapshots: watch::Sender<Arc<DeviceSnapshot>>,
@@ -98,9 +103,10 @@ impl Monitor {
         readiness.missing(GPUS, "not enumerated yet");
         let mut inventory = Inventory::default();
         inventory.remember(Duration::ZERO, allocated);
-        let dev_root = config.paths.dev_root.clone();
         let driver = Err(UnhealthyReason::NoDriver("driver not asked yet".into()));
+        let node = Node::new(&config, driver);
         Self {
+            spec_file: SpecFile::new(node.cdi_spec.clone(), readiness.clone()),
             open,
             config,
             metrics,
@@ -108,7 +114,7 @@ impl Monitor {
             rescan,
             started: Instant::now(),
             inventory,
-            node: Node { dev_root, driver },
+            node,
             complete: false,
             snapshots: watch::Sender::default(),
         }
@@ -207,6 +213,8 @@ impl Monitor {
                     info!(version, libraries, "driver files found");
                 }
             }
+            // NVIDIA's container runtime finds them by itself.
+            Err(_) if !self.node.allocation.gives_driver() => {}
             Err(error) => {
                 if self.readiness.missing(DRIVER_FILES, error.to_string()) {
                     warn!(version, %error, "no driver files");
@@ -241,8 +249,11 @@ impl Monitor {
         if !self.complete {
             return;
         }
-        let snapshot = self.inventory.devices(&self.node);
+        let mut snapshot = self.inventory.devices(&self.node);
         self.tell_nodes(&snapshot);
+        if !self.spec_file.keep(&mut snapshot) {
+            return;
+        }
         self.snapshots.send_if_modified(|last| {
             if **last == snapshot {
                 return false;

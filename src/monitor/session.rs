@@ -100,6 +100,11 @@ impl<'a> Session<'a> {
             let broken = tokio::select! {
                 outcome = self.calls.next() => self.came_back(outcome),
                 notice = self.events.next() => { self.noticed(notice); None }
+                written = self.monitor.spec_file.next() => {
+                    self.monitor.spec_file.came_back(written);
+                    self.monitor.publish();
+                    None
+                }
                 _ = poll.tick() => { self.poll(); None }
                 () = rescan.notified() => {
                     self.scan_due = true;

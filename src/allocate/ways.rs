@@ -26,23 +26,20 @@ pub(crate) const ANNOTATION_NAME: usize = ANNOTATION.len() + 16;
 /// give the same answer.
 pub(super) fn answer(common: &Common, devices: &[&Device]) -> ContainerAllocateResponse {
     let options = &common.allocation;
-    let names = names(devices, options.device_ids);
+    let names = || names(devices, options.device_ids);
     let mut answer = ContainerAllocateResponse::default();
     for strategy in &options.strategies {
         match strategy {
-            DeviceListStrategy::Mounts => {
-                answer.mounts.extend(common.all_mounts().map(mount));
-            }
-            DeviceListStrategy::Envvar => by_variables(&mut answer, common, &names),
-            DeviceListStrategy::VolumeMounts => by_volumes(&mut answer, common, &names),
+            DeviceListStrategy::Mounts => answer.mounts.extend(common.all_mounts().map(mount)),
+            DeviceListStrategy::Envvar => by_variables(&mut answer, common, &names()),
+            DeviceListStrategy::VolumeMounts => by_volumes(&mut answer, common, &names()),
             DeviceListStrategy::CdiAnnotations => {
                 let key = annotation_key(&options.cdi_annotation_prefix, devices);
-                let names = names.iter().map(|name| cdi::qualified_name(name));
-                let value = names.collect::<Vec<_>>().join(",");
+                let value = qualified(&names()).join(",");
                 answer.annotations.insert(key, value);
             }
             DeviceListStrategy::CdiCri => {
-                let names = names.iter().map(|name| cdi::qualified_name(name));
+                let names = qualified(&names()).into_iter();
                 answer.cdi_devices = names.map(|name| CdiDevice { name }).collect();
             }
         }
@@ -66,6 +63,11 @@ fn names(devices: &[&Device], by: DeviceIdStrategy) -> Vec<String> {
     names
         .filter_map(|device| cdi::device_name(device, by))
         .collect()
+}
+
+fn qualified(names: &[String]) -> Vec<String> {
+    let names = names.iter();
+    names.map(|name| cdi::qualified_name(name)).collect()
 }
 
 fn by_variables(answer: &mut ContainerAllocateResponse, common: &Common, names: &[String]) {

@@ -1,5 +1,5 @@
 //! Our own CDI spec (Container Device Interface): what a runtime has to give a
-//! container that asks for one of our devices by name. Pure; [`file`] writes it.
+//! container that asks for one of our devices by name. Pure; [`mod@file`] writes it.
 //!
 //! The rules are those of CDI's specification 0.5.0
 //! (cncf-tags/container-device-interface, SPEC.md, and its pkg/parser for names).

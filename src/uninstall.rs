@@ -6,6 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::config::Config;
+use crate::driver::cdi;
 use crate::driver::nodes::remove_made;
 use crate::driver::supply::Supplier;
 use crate::driver::volume::collect::Kept;
@@ -37,7 +38,12 @@ pub fn print(config: &Config) -> bool {
 fn uninstall(config: &Config) -> Uninstalled {
     let mut done = Uninstalled::default();
     done.sockets(&config.paths.device_plugin_dir);
+    if !done.left.is_empty() {
+        // It would only make everything anew.
+        return done;
+    }
     done.volumes(config);
+    done.cdi_spec(config);
     done.dev(config);
     done.state_dir(config);
     done
@@ -45,7 +51,7 @@ fn uninstall(config: &Config) -> Uninstalled {
 
 impl Uninstalled {
     /// Sockets of plugins that were killed. One that is listened on says that a
-    /// plugin runs, which would only make everything anew.
+    /// plugin runs.
     fn sockets(&mut self, folder: &Path) {
         for path in entries(folder) {
             let name = path.file_name().unwrap_or_default().to_string_lossy();
@@ -81,6 +87,15 @@ impl Uninstalled {
                 let why = format!("it is not known what uses the volumes: {error:#}");
                 self.left.push((volumes.folder().host.clone(), why));
             }
+        }
+    }
+
+    fn cdi_spec(&mut self, config: &Config) {
+        let path = config.paths.cdi_root.join(cdi::FILE);
+        match cdi::file::remove(&config.paths.cdi_root.here) {
+            Ok(true) => self.removed.push(path.host),
+            Ok(false) => {}
+            Err(error) => self.left.push((path.host, error.to_string())),
         }
     }
 

@@ -71,7 +71,12 @@ impl Supplier {
         Self {
             root: config.paths.driver_root.clone(),
             capabilities: config.driver.capabilities.clone(),
-            mode: config.driver.volume,
+            // NVIDIA's container runtime brings the files by itself.
+            mode: if config.allocation.gives_driver() {
+                config.driver.volume
+            } else {
+                VolumeMode::Never
+            },
             volumes: Volumes::new(config.paths.state_dir.join("driver")),
         }
     }

@@ -123,6 +123,11 @@ impl<'a> Session<'a> {
                 outcome = self.calls.next() => self.came_back(outcome),
                 outcome = self.supplies.next() => { self.supplied(outcome); None }
                 notice = self.events.next() => { self.noticed(notice); None }
+                written = self.monitor.spec_file.next() => {
+                    self.monitor.spec_file.came_back(written);
+                    self.monitor.publish();
+                    None
+                }
                 _ = poll.tick() => self.poll(),
                 () = rescan.notified() => {
                     self.scan_due = true;

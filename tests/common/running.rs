@@ -84,7 +84,12 @@ impl Running {
 
     /// Starts the plugin anew, after its end.
     pub async fn start_plugin(&mut self) {
-        self.plugin = spawn(&self.node, &[]);
+        self.start_plugin_with(&[]).await;
+    }
+
+    /// The same with other flags than before.
+    pub async fn start_plugin_with(&mut self, extra: &[&str]) {
+        self.plugin = spawn(&self.node, extra);
         self.http = http_address(&self.plugin).await;
     }
 

@@ -30,6 +30,7 @@ mod mounts;
 mod names;
 mod root;
 mod search;
+mod sockets;
 
 #[cfg(test)]
 mod fixture;

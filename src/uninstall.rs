@@ -110,6 +110,10 @@ impl Uninstalled {
     /// The folders of the volumes and of the state, if nothing is in them.
     fn state_dir(&mut self, config: &Config) {
         let state_dir = &config.paths.state_dir;
+        // Links of ours, and empty folders in their place.
+        let sockets = state_dir.join("sockets");
+        let removed = fs::remove_dir_all(&sockets.here);
+        self.gone(sockets.host, removed);
         for folder in [state_dir.join("driver"), state_dir.clone()] {
             match fs::remove_dir(&folder.here) {
                 Ok(()) => self.removed.push(folder.host),

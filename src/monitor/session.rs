@@ -190,7 +190,7 @@ impl<'a> Session<'a> {
                 .node
                 .driver
                 .as_ref()
-                .is_ok_and(|supply| !supply.is_there())
+                .is_ok_and(|supply| !self.monitor.supplier.is_current(supply))
             || self.monitor.node.driver.is_err()
     }
 

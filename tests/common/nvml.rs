@@ -396,7 +396,6 @@ impl SimulatedNode {
             ("--sysfs-root", self.sys()),
             ("--procfs-root", self.proc()),
             ("--state-dir", self.state_dir()),
-            ("--cdi-root", self.root().join("cdi")),
             ("--dev-char-root", self.dev().join("char")),
         ];
         let texts = [

@@ -179,20 +179,8 @@ async fn it_is_there_before_the_kubelet_hears_of_a_device() {
     let running = start(2, &[]).await;
     let first = &running.lists(0)[0];
     assert!(first.iter().all(|device| device.health == "Healthy"));
-    let (_, written) = identity(&file(&running.node));
-    let registered = "registered with the kubelet";
-    running
-        .plugin
-        .wait_for_line(registered, LONG)
-        .await
-        .unwrap();
-    let log = running.plugin.log();
-    let place = |text: &str| {
-        log.find(text)
-            .unwrap_or_else(|| panic!("no {text:?}:\n{log}"))
-    };
-    assert!(place("CDI spec written") < place(registered));
-    assert!(written <= SystemTime::now());
+    let line = async |text| running.plugin.wait_for_line(text, LONG).await.unwrap().at;
+    assert!(line("CDI spec written").await < line("registered with the kubelet").await);
     let mode = fs::metadata(file(&running.node)).unwrap().permissions();
     assert_eq!(mode.mode() & 0o777, 0o644);
     running.kubelet.assert_no_violations();

@@ -134,8 +134,14 @@ impl<'a> Look<'a> {
             return Ok((link, Vec::new()));
         }
         let name = LibraryName::parse(&own).ok_or(Reason::NoVersion)?;
-        self.judge_version(item, name, real)?;
+        let version = name.driver_version();
+        if let Some(other) = version.filter(|version| *version != self.version) {
+            return Err(Reason::OtherVersion(other.into()));
+        }
         let file = self.elf(real)?;
+        if version.is_none() {
+            self.judge_place(item, real)?;
+        }
         if !file.is_library() {
             return Err(Reason::NotElf("no shared library".into()));
         }
@@ -150,12 +156,8 @@ impl<'a> Look<'a> {
         }
     }
 
-    fn judge_version(&self, item: &Item, name: LibraryName<'_>, real: &Path) -> Result<(), Reason> {
-        match name.driver_version() {
-            Some(version) if version == self.version => return Ok(()),
-            Some(version) => return Err(Reason::OtherVersion(version.into())),
-            None => {}
-        }
+    /// Whether it is this driver's, of which its name says nothing.
+    fn judge_place(&self, item: &Item, real: &Path) -> Result<(), Reason> {
         let folder = real.parent().unwrap_or(real);
         if folder.ends_with("stubs") || is_small_stub(item, real) {
             return Err(Reason::Stub);
@@ -193,7 +195,11 @@ impl<'a> Look<'a> {
                 if library.is_none_or(|library| !NEUTRAL.contains(&library.stem)) {
                     continue;
                 }
-                if let Ok(real) = place.root.resolve(&folder.join(name)) {
+                let Ok(real) = place.root.resolve(&folder.join(name)) else {
+                    continue;
+                };
+                // NVIDIA's installer links libGLX_indirect to a library of its own.
+                if !self.found.iter().any(|found| found.file.here == real) {
                     self.refuse_for(Capability::Graphics, &real, Reason::OtherVendor);
                 }
             }

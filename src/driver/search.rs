@@ -559,6 +559,33 @@ mod tests {
         assert_eq!(listing(&found).len(), 2);
     }
 
+    fn all(tree: &Tree) -> DriverFiles {
+        let search = Search::new(&tree.root, Architecture::X86_64).unwrap();
+        search.files(VERSION, &Capabilities::all())
+    }
+
+    /// NVIDIA's installer makes the one link, and users the other.
+    #[test]
+    fn what_links_make_of_a_file_is_not_said_of_the_file() {
+        let tree = Tree::new();
+        tree.required("usr/lib64", VERSION)
+            .elf(
+                "usr/lib64/libGLX_nvidia.so.550.163.01",
+                &Elf::library("libGLX_nvidia.so.0"),
+            )
+            .link(
+                "usr/lib64/libGLX_indirect.so.0",
+                "libGLX_nvidia.so.550.163.01",
+            )
+            .file("usr/lib64/libcuda.so", b"INPUT ( libcuda.so.1 )");
+        let found = all(&tree);
+        let glx = "libGLX_nvidia.so.0 -> /usr/lib64/libGLX_nvidia.so.550.163.01";
+        assert_eq!(listing(&found)[0], glx);
+        let left_out = found.left_out.iter();
+        let left_out: Vec<_> = left_out.map(|left| left.reason.to_string()).collect();
+        assert_eq!(left_out, ["a linker script, not a library"]);
+    }
+
     #[test]
     fn what_a_library_needs_comes_with_it_whatever_its_capability() {
         let tree = Tree::new();

@@ -56,7 +56,8 @@ pub(super) enum Version {
     /// The driver's version.
     Driver,
     /// In some branches a version of its own (470 has
-    /// `libnvidia-nvvm.so.4.0.0`): only what lies beside libcuda is this driver's.
+    /// `libnvidia-nvvm.so.4.0.0`), or that of its interface: only what lies beside
+    /// libcuda is this driver's.
     DriverOrOwn,
     /// Always one of its own: it fits many drivers.
     Own,
@@ -251,7 +252,7 @@ pub(super) static ITEMS: &[Item] = &[
     library("libGLESv2_nvidia", Graphics, "no OpenGL ES 2 and 3"),
     library("libGLESv1_CM_nvidia", Graphics, ""),
     library("libnvidia-present", Graphics, "").since(570),
-    library("libnvidia-api", Graphics, "").sort(Sort::Library(Version::Own)),
+    library("libnvidia-api", Graphics, "").sort(Sort::Library(Version::DriverOrOwn)),
     library("libnvidia-vulkan-producer", Graphics, ""),
     library("libnvidia-egl-gbm", Graphics, "").sort(Sort::Library(Version::Own)),
     library("libnvidia-egl-wayland", Graphics, "").sort(Sort::Library(Version::Own)),

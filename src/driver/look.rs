@@ -63,8 +63,13 @@ impl<'a> Look<'a> {
     }
 
     pub(super) fn files(mut self, capabilities: &Capabilities) -> DriverFiles {
-        let or_own = |item: &Item| item.sort == Sort::Library(Version::DriverOrOwn);
-        self.libraries(|item, name| !or_own(item) || name.driver_version().is_some());
+        let by_place = |item: &Item| {
+            matches!(
+                item.sort,
+                Sort::Library(Version::DriverOrOwn) | Sort::Beside(_)
+            )
+        };
+        self.libraries(|item, name| !by_place(item) || name.driver_version().is_some());
         let libcuda = self
             .found
             .iter()
@@ -73,8 +78,8 @@ impl<'a> Look<'a> {
             .and_then(|found| found.file.here.parent())
             .and_then(|folder| folder.strip_prefix(self.place.root.here()).ok())
             .map(Path::to_path_buf);
-        // What has a version of its own is this driver's where it lies beside it.
-        self.libraries(|item, _| or_own(item));
+        // What does not have the driver's version is this one's where it lies beside it.
+        self.libraries(|item, _| by_place(item));
         self.programs();
         self.fixed();
         self.firmware();
@@ -131,6 +136,7 @@ impl<'a> Look<'a> {
         let (link, own) = (file_name(path), file_name(real));
         let (link, own) = (link.unwrap_or_default(), own.unwrap_or_default());
         if let Sort::Beside(_) = item.sort {
+            self.judge_place(item, real)?;
             return Ok((link, Vec::new()));
         }
         let name = LibraryName::parse(&own).ok_or(Reason::NoVersion)?;
@@ -162,13 +168,16 @@ impl<'a> Look<'a> {
         if folder.ends_with("stubs") || is_small_stub(item, real) {
             return Err(Reason::Stub);
         }
-        let beside = || {
+        let is_below = |sub: &str| {
+            let libcuda = self.libcuda.as_deref();
             let folder = folder.strip_prefix(self.place.root.here()).ok();
-            folder.is_some() && folder == self.libcuda.as_deref()
+            // Joined to nothing, a path ends with a slash; compared, it does not.
+            folder.is_some() && folder == libcuda.map(|libcuda| libcuda.join(sub)).as_deref()
         };
         match item.sort {
             Sort::Library(Version::Own) | Sort::Fixed { .. } => Ok(()),
-            Sort::Library(Version::DriverOrOwn) if beside() => Ok(()),
+            Sort::Library(Version::DriverOrOwn) if is_below("") => Ok(()),
+            Sort::Beside(sub) if is_below(sub) => Ok(()),
             _ => Err(Reason::NoVersion),
         }
     }

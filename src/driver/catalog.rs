@@ -252,8 +252,10 @@ pub(super) static ITEMS: &[Item] = &[
     library("libGLESv2_nvidia", Graphics, "no OpenGL ES 2 and 3"),
     library("libGLESv1_CM_nvidia", Graphics, ""),
     library("libnvidia-present", Graphics, "").since(570),
+    library("libnvidia-vksc-core", Graphics, "").since(555),
     library("libnvidia-api", Graphics, "").sort(Sort::Library(Version::DriverOrOwn)),
-    library("libnvidia-vulkan-producer", Graphics, ""),
+    // It has no SONAME: the others load it by this name, without a version.
+    library("libnvidia-vulkan-producer", Graphics, "").sort(Sort::Plugin("")),
     library("libnvidia-egl-gbm", Graphics, "").sort(Sort::Library(Version::Own)),
     library("libnvidia-egl-wayland", Graphics, "").sort(Sort::Library(Version::Own)),
     library("libnvidia-egl-wayland2", Graphics, "").sort(Sort::Library(Version::Own)),
@@ -334,6 +336,13 @@ pub(super) static ITEMS: &[Item] = &[
         sort: Sort::Beside("nvidia/wine"),
         branches: 470..=u32::MAX,
         cost: "no DLSS under Wine",
+    },
+    Item {
+        name: "nvngx_dlssg.dll",
+        capability: Ngx,
+        sort: Sort::Beside("nvidia/wine"),
+        branches: 570..=u32::MAX,
+        cost: "",
     },
 ];
 

@@ -132,12 +132,11 @@ const EGL_PLATFORMS: [&[&str]; 2] = [
     &["/usr/share/egl/egl_external_platform.d"],
 ];
 const XORG_CONF: [&[&str]; 2] = [
-    &["usr/share/X11/xorg.conf.d", "etc/nvidia/current"],
+    &["usr/share/X11/xorg.conf.d", "etc/X11/xorg.conf.d"],
     &["/usr/share/X11/xorg.conf.d"],
 ];
 const XORG_DRIVERS: [&[&str]; 2] = [
     &[
-        "usr/lib/nvidia/current",
         "usr/lib/xorg/modules/drivers",
         "usr/lib64/xorg/modules/drivers",
     ],
@@ -148,7 +147,6 @@ const XORG_DRIVERS: [&[&str]; 2] = [
 ];
 const XORG_EXTENSIONS: [&[&str]; 2] = [
     &[
-        "usr/lib/nvidia/current",
         "usr/lib/xorg/modules/extensions",
         "usr/lib64/xorg/modules/extensions",
     ],
@@ -301,7 +299,7 @@ pub(super) static ITEMS: &[Item] = &[
         "nvoptix.bin",
         Graphics,
         [
-            &["usr/share/nvidia", "share/nvidia"],
+            &["usr/share/nvidia", "usr/local/share/nvidia"],
             &["/usr/share/nvidia"],
         ],
         "OptiX denoises slowly or not at all",

@@ -8,7 +8,7 @@ use super::capabilities::{Capabilities, Capability};
 use super::catalog::{self, ITEMS, Item, NEUTRAL, REQUIRED, Sort, Version};
 use super::elf::{ElfError, ElfFile};
 use super::files::{DriverFile, DriverFiles, FileKind, FromImage, Missing};
-use super::layout::{self, Architecture, FIRMWARE_FOLDERS};
+use super::layout::{self, Architecture};
 use super::left_out::{LeftOut, Reason};
 use super::names::{LibraryName, names};
 use super::search::Place;
@@ -257,18 +257,24 @@ impl<'a> Look<'a> {
             let Sort::Fixed { host, .. } = item.sort else {
                 continue;
             };
-            let libcuda = self.libcuda.clone();
-            let own = libcuda.iter().flat_map(|folder| {
-                let programs = layout::debian_programs(folder);
-                programs.into_iter().chain([folder.clone()])
-            });
-            let folders: Vec<_> = own.chain(host.iter().map(PathBuf::from)).collect();
-            for folder in folders {
-                let path = folder.join(item.name);
-                match self.place.root.resolve(&path) {
-                    Ok(real) if real.is_file() => self.fixed_file(item, &real),
-                    Ok(_) => {}
-                    Err(error) => self.unresolved(item, &path, &error),
+            let own = self
+                .libcuda
+                .as_deref()
+                .map(|libcuda| layout::own_folders(libcuda, host));
+            let usual = host.iter().map(PathBuf::from);
+            // A module may be there without the link that X.Org loads it by.
+            let versioned = format!("{}.{}", item.name, self.version);
+            let names = match item.name.ends_with(".so") {
+                true => vec![item.name, &versioned],
+                false => vec![item.name],
+            };
+            for folder in own.into_iter().flatten().chain(usual) {
+                for path in names.iter().map(|name| folder.join(name)) {
+                    match self.place.root.resolve(&path) {
+                        Ok(real) if real.is_file() => self.fixed_file(item, &real),
+                        Ok(_) => {}
+                        Err(error) => self.unresolved(item, &path, &error),
+                    }
                 }
             }
         }
@@ -291,8 +297,7 @@ impl<'a> Look<'a> {
     }
 
     fn firmware(&mut self) {
-        for folder in FIRMWARE_FOLDERS {
-            let folder = Path::new(folder).join(self.version);
+        for folder in layout::firmware_folders(self.libcuda.as_deref(), self.version) {
             for name in names(&self.place.root, &folder) {
                 let is_gsp = name.starts_with("gsp") && name.ends_with(".bin");
                 let real = self.place.root.resolve(&folder.join(&name));

@@ -564,6 +564,40 @@ mod tests {
         search.files(VERSION, &Capabilities::all())
     }
 
+    #[test]
+    fn what_is_no_library_is_found_beside_the_libraries_that_a_cache_names() {
+        let tree = Tree::new();
+        let module = Elf {
+            soname: None,
+            ..Elf::library("")
+        };
+        let cache = ldcache::of("libcuda.so.1", "/srv/driver/lib64/libcuda.so.1");
+        tree.required("srv/driver/lib64", VERSION)
+            .file("etc/ld.so.cache", &cache)
+            .file("srv/driver/share/vulkan/icd.d/nvidia_icd.json", b"{}")
+            .file(
+                "srv/driver/etc/OpenCL/vendors/nvidia.icd",
+                b"libnvidia-opencl.so.1",
+            )
+            .file("srv/driver/firmware/nvidia/550.163.01/gsp_tu10x.bin", b"")
+            .file("srv/driver/firmware/nvidia/535.261.03/gsp_tu10x.bin", b"")
+            .elf("srv/driver/lib64/nvidia/xorg/nvidia_drv.so", &module)
+            .elf(
+                "srv/driver/lib64/nvidia/xorg/libglxserver_nvidia.so.550.163.01",
+                &module,
+            )
+            // Of another driver, as Debian has several.
+            .elf("usr/lib/nvidia/current/nvidia_drv.so", &module);
+        let expected = [
+            "nvidia.icd -> /srv/driver/etc/OpenCL/vendors/nvidia.icd",
+            "nvidia_icd.json -> /srv/driver/share/vulkan/icd.d/nvidia_icd.json",
+            "nvidia_drv.so -> /srv/driver/lib64/nvidia/xorg/nvidia_drv.so",
+            "libglxserver_nvidia.so -> /srv/driver/lib64/nvidia/xorg/libglxserver_nvidia.so.550.163.01",
+            "gsp_tu10x.bin -> /srv/driver/firmware/nvidia/550.163.01/gsp_tu10x.bin",
+        ];
+        assert_eq!(listing(&all(&tree))[2..], expected);
+    }
+
     /// NVIDIA's installer makes the one link, and users the other.
     #[test]
     fn what_links_make_of_a_file_is_not_said_of_the_file() {

@@ -1,7 +1,8 @@
 //! A look at one place for all files of one driver.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io;
+use std::fs::File;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use super::capabilities::{Capabilities, Capability};
@@ -288,12 +289,37 @@ impl<'a> Look<'a> {
             self.judge(item, Path::new(item.name), real)
                 .map(|(_, needed)| needed)
         } else {
-            Ok(Vec::new())
+            match self.path_of_the_host(real) {
+                Some(path) => Err(Reason::HostPath(path)),
+                None => Ok(Vec::new()),
+            }
         };
         match judged {
             Ok(needed) => self.take(item, item.name.into(), real, needed),
             Err(reason) => self.refuse(item, real, reason),
         }
+    }
+
+    /// The library that a vendor's file names by a path which containers lack:
+    /// NixOS's in its store.
+    fn path_of_the_host(&self, real: &Path) -> Option<String> {
+        const LONGEST: u64 = 16 << 10;
+        let extension = real.extension()?.to_str()?;
+        if !["icd", "json"].contains(&extension) {
+            return None;
+        }
+        let mut text = String::new();
+        let file = File::open(real).ok()?;
+        file.take(LONGEST).read_to_string(&mut text).ok()?;
+        let mut words = text.split(|c: char| c.is_whitespace() || c == '"');
+        let path = words.find(|word| word.starts_with('/') && word.contains(".so"))?;
+        let folder = Path::new(path).parent()?;
+        let known = self
+            .architecture
+            .loader_folders()
+            .iter()
+            .any(|it| it == folder);
+        (!known).then(|| path.to_owned())
     }
 
     fn firmware(&mut self) {

@@ -598,6 +598,42 @@ mod tests {
         assert_eq!(listing(&all(&tree))[2..], expected);
     }
 
+    #[test]
+    fn a_vendors_file_with_a_path_that_containers_lack_is_left_out() {
+        let tree = Tree::new();
+        let icd = |path: &str| format!("{{ \"library_path\": \"{path}libGLX_nvidia.so.0\" }}");
+        tree.required("usr/lib64", VERSION)
+            .file(
+                "etc/OpenCL/vendors/nvidia.icd",
+                b"/nix/lib/libnvidia-opencl.so.1\n",
+            )
+            .file(
+                "usr/share/vulkan/icd.d/nvidia_icd.json",
+                icd("/opt/lib/").as_bytes(),
+            )
+            .file(
+                "usr/share/vulkan/icd.d/nvidia_icd.x86_64.json",
+                icd("/usr/lib64/").as_bytes(),
+            )
+            .file(
+                "usr/share/vulkan/implicit_layer.d/nvidia_layers.json",
+                icd("").as_bytes(),
+            );
+        let found = all(&tree);
+        let expected = [
+            "nvidia_icd.x86_64.json -> /usr/share/vulkan/icd.d/nvidia_icd.x86_64.json",
+            "nvidia_layers.json -> /usr/share/vulkan/implicit_layer.d/nvidia_layers.json",
+        ];
+        assert_eq!(listing(&found)[2..], expected);
+        let left_out = found.left_out.iter();
+        let left_out: Vec<_> = left_out.map(|left| left.reason.to_string()).collect();
+        let expected = [
+            "names /nix/lib/libnvidia-opencl.so.1, which images lack",
+            "names /opt/lib/libGLX_nvidia.so.0, which images lack",
+        ];
+        assert_eq!(left_out, expected);
+    }
+
     /// NVIDIA's installer makes the one link, and users the other.
     #[test]
     fn what_links_make_of_a_file_is_not_said_of_the_file() {

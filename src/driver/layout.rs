@@ -138,6 +138,13 @@ pub(super) fn firmware_folders(libcuda: Option<&Path>, version: &str) -> Vec<Pat
     folders.map(|folder| folder.join(version)).collect()
 }
 
+/// What NixOS kept of a program before it gave it a loader of its own, for
+/// containers.
+pub(super) fn unpatched(program: &Path) -> Option<PathBuf> {
+    let package = program.parent()?.parent()?;
+    Some(package.join("origBin").join(program.file_name()?))
+}
+
 const LIBRARY_FOLDERS: &[&str] = &[
     // Red Hat's, SUSE's, Amazon's; the .run installer's there.
     "usr/lib64",
@@ -303,6 +310,10 @@ mod tests {
         }
         let firmware = firmware_folders(Some(Path::new("opt/it/lib")), "550.1");
         assert_eq!(firmware[0], Path::new("opt/it/firmware/nvidia/550.1"));
+        assert_eq!(
+            unpatched(Path::new("/nix/store/a-bin/bin/nvidia-smi")).as_deref(),
+            Some(Path::new("/nix/store/a-bin/origBin/nvidia-smi"))
+        );
     }
 
     #[test]

@@ -235,9 +235,19 @@ impl<'a> Look<'a> {
         if !self.seen.insert((item.name, real.into())) {
             return;
         }
-        match self.judge_program(real) {
-            Ok(needed) => self.take(item, item.name.into(), real, needed),
-            Err(reason) => self.refuse(item, real, reason),
+        let reason = match self.judge_program(real) {
+            Ok(needed) => return self.take(item, item.name.into(), real, needed),
+            Err(reason) => reason,
+        };
+        let root = &self.place.root;
+        let unpatched = match &reason {
+            Reason::Interpreter(_) => layout::unpatched(real)
+                .and_then(|path| root.resolve(path.strip_prefix(root.here()).ok()?).ok()),
+            _ => None,
+        };
+        self.refuse(item, real, reason);
+        if let Some(unpatched) = unpatched {
+            self.program(item, &unpatched);
         }
     }
 

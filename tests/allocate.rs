@@ -85,6 +85,9 @@ async fn every_library_is_bound_read_only_at_its_soname_in_each_loader_folder() 
     let version = running.node.state().driver_version;
     let whole = "/usr/local/nvidia";
     let mut expected = BTreeSet::from(["/usr/bin/nvidia-smi", whole].map(str::to_owned));
+    // By which some programs load it.
+    expected.insert(format!("{}/libcuda.so", multiarch(&running)));
+    expected.insert("/usr/lib64/libcuda.so".into());
     for library in DRIVER_LIBRARIES {
         if library.purpose != Purpose::Graphics {
             let soname = library.soname(&version);

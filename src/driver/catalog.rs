@@ -344,6 +344,15 @@ pub(super) static ITEMS: &[Item] = &[
     },
 ];
 
+/// Names that programs and other libraries of the driver load a library by
+/// beside its SONAME, as NVIDIA's installer links them: `libnvidia-rtcore` loads
+/// `libcuda.so`, and GLVND `libGLX_indirect.so.0` for the vendor of its choice.
+pub(super) const ALIASES: &[(&str, &str)] = &[
+    (LIBCUDA, "libcuda.so"),
+    ("libnvidia-opticalflow.so.1", "libnvidia-opticalflow.so"),
+    ("libGLX_nvidia.so.0", "libGLX_indirect.so.0"),
+];
+
 /// Libraries of OpenGL's vendor-neutral dispatch, or of another vendor: NVIDIA's
 /// installer brings copies, and every image that uses them has its own.
 pub(super) const NEUTRAL: &[&str] = &[

@@ -35,6 +35,8 @@ pub struct DriverFile {
 pub enum FileKind {
     /// A library that is loaded by its SONAME.
     Library,
+    /// Another name for one, by which some programs load it.
+    Alias,
     /// A library or data in a folder of this name below the loader's.
     Beside(&'static str),
     /// A program.
@@ -230,7 +232,9 @@ impl DriverFiles {
     /// Bytes of all files.
     #[must_use]
     pub fn size(&self) -> u64 {
-        self.files.iter().map(|file| file.size).sum()
+        let files = self.files.iter();
+        let files = files.filter(|file| file.kind != FileKind::Alias);
+        files.map(|file| file.size).sum()
     }
 
     /// Whether every file that was found is still there.
@@ -271,7 +275,7 @@ impl DriverFile {
     #[must_use]
     pub fn in_volume(&self) -> PathBuf {
         let folder = match &self.kind {
-            FileKind::Library => PathBuf::from("lib64"),
+            FileKind::Library | FileKind::Alias => PathBuf::from("lib64"),
             FileKind::Beside(folder) => Path::new("lib64").join(folder),
             FileKind::Program => PathBuf::from("bin"),
             FileKind::Fixed(folders) => {

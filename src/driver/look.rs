@@ -6,7 +6,7 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use super::capabilities::{Capabilities, Capability};
-use super::catalog::{self, ITEMS, Item, NEUTRAL, REQUIRED, Sort, Version};
+use super::catalog::{self, ALIASES, ITEMS, Item, NEUTRAL, REQUIRED, Sort, Version};
 use super::elf::{ElfError, ElfFile};
 use super::files::{DriverFile, DriverFiles, FileKind, FromImage, Missing};
 use super::layout::{self, Architecture};
@@ -412,6 +412,8 @@ impl<'a> Look<'a> {
         let left_out = left_out.collect();
         let (found, from_image, unmet) = closure(found, wanted);
         let mut files: Vec<_> = found.into_iter().map(|found| found.file).collect();
+        let aliases: Vec<_> = files.iter().filter_map(alias).collect();
+        files.extend(aliases);
         files.sort_by(|a, b| (&a.kind, &a.name).cmp(&(&b.kind, &b.name)));
         DriverFiles {
             version: version.to_owned(),
@@ -444,8 +446,21 @@ fn kind(item: &'static Item, version: &str) -> FileKind {
     }
 }
 
+/// The same file under its other name, if it has one.
+fn alias(file: &DriverFile) -> Option<DriverFile> {
+    let (_, alias) = ALIASES.iter().find(|(soname, _)| *soname == file.name)?;
+    Some(DriverFile {
+        name: (*alias).to_owned(),
+        kind: FileKind::Alias,
+        ..file.clone()
+    })
+}
+
 /// What a file of this name is in a volume of the driver of this version.
 pub(super) fn known(name: &str, version: &str) -> Option<(Capability, FileKind)> {
+    if ALIASES.iter().any(|(_, alias)| *alias == name) {
+        return Some((Capability::Compute, FileKind::Alias));
+    }
     let stem = LibraryName::parse(name).map(|library| library.stem);
     let is_it = |item: &&Item| item.name == name || stem == Some(item.name);
     let firmware = name.ends_with(".bin") && name.starts_with("gsp");

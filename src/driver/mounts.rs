@@ -62,7 +62,7 @@ pub(super) fn mounts(
 fn folders(file: &DriverFile, architecture: Architecture) -> Vec<PathBuf> {
     let loaders = architecture.loader_folders();
     match &file.kind {
-        FileKind::Library => loaders.into(),
+        FileKind::Library | FileKind::Alias => loaders.into(),
         FileKind::Beside(sub) => loaders.map(|folder| folder.join(sub)).into(),
         FileKind::Program => vec![PROGRAMS.into()],
         FileKind::Fixed(folders) => folders.iter().map(PathBuf::from).collect(),
@@ -73,7 +73,7 @@ fn folders(file: &DriverFile, architecture: Architecture) -> Vec<PathBuf> {
 /// Where the file is below a folder of the driver's own, which no volume gives.
 fn own_folder(file: &DriverFile) -> Option<PathBuf> {
     match file.kind {
-        FileKind::Library | FileKind::Program => {
+        FileKind::Library | FileKind::Alias | FileKind::Program => {
             let place = Path::new(OWN_FOLDER).join(file.in_volume());
             place.parent().map(Path::to_path_buf)
         }

@@ -79,10 +79,14 @@ pub fn check(tree: &Tree, kit: &Kit, files: &DriverFiles) {
         assert!(metadata.is_file(), "{name}");
         assert_eq!(metadata.len(), file.size, "{name}");
     }
+    for alias in files.files.iter().filter(|it| it.kind == FileKind::Alias) {
+        let same = files.libraries().any(|file| file.here == alias.here);
+        assert!(same, "{} is no other name of a library", alias.name);
+    }
     let elves: Vec<_> = files
         .files
         .iter()
-        .filter(|file| !is_data(file))
+        .filter(|file| !is_data(file) && file.kind != FileKind::Alias)
         .map(|file| (file, Elf::read(&file.here)))
         .collect();
     for (file, elf) in &elves {

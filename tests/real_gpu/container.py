@@ -3,10 +3,15 @@
 runtime would, and runs a program in it. Needs root and a real GPU.
 
     container.py PLUGIN PROGRAM [ARGUMENT ...] [-- PLUGIN-FLAG ...]
+    container.py PLUGIN --image ROOT PROGRAM [ARGUMENT ...] [-- PLUGIN-FLAG ...]
 
 PLUGIN is the gpu-device-plugin binary; PROGRAM a dynamically linked program
 (cuda_probe.c, compiled with `cc cuda_probe.c -o cuda_probe -ldl`). The image is
-made here: the program, the C library that it needs, and nothing else.
+made here: the program, the C library that it needs, and nothing else. Or it is a
+root file system, in which case PROGRAM is looked for there.
+
+Where PLUGIN-FLAG has the plugin make a driver volume, it has to have run before:
+`devices` tells what is answered, and makes nothing.
 """
 
 import json
@@ -54,7 +59,7 @@ def device(spec):
 
 
 def runtime_config(answer, arguments):
-    """An OCI configuration with the answer applied, and no environment variable."""
+    """An OCI configuration with the answer applied, and no variable but PATH and HOME."""
     devices = [device(spec) for spec in answer["devices"]]
     mounts = [{"destination": mount["container_path"], "source": mount["host_path"], "type": "bind",
                "options": ["rbind", "rprivate", mount["permissions"]]} for mount in answer["mounts"]]
@@ -62,10 +67,9 @@ def runtime_config(answer, arguments):
     capabilities = ["CAP_CHOWN", "CAP_SETUID", "CAP_SETGID", "CAP_KILL"]
     return {
         "ociVersion": "1.0.2",
-        "process": {"terminal": False, "cwd": "/", "args": ["/program", *arguments],
-                    "env": ["PATH=/usr/bin"], "user": {"uid": 0, "gid": 0}, "noNewPrivileges": True,
+        "process": {"terminal": False, "cwd": "/", "args": arguments,
+                    "env": ["PATH=/usr/local/bin:/usr/bin:/bin:/usr/sbin", "HOME=/tmp"], "user": {"uid": 0, "gid": 0}, "noNewPrivileges": True,
                     "capabilities": {kind: capabilities for kind in ("bounding", "effective", "permitted")}},
-        "root": {"path": "rootfs", "readonly": True},
         "mounts": [{"destination": "/proc", "type": "proc", "source": "proc"},
                    {"destination": "/dev", "type": "tmpfs", "source": "tmpfs",
                     "options": ["nosuid", "strictatime", "mode=755"]},
@@ -81,8 +85,19 @@ def make_mountpoints(rootfs, answer):
     """The root is read-only, so the places of the mounts are made before."""
     for mount in answer["mounts"]:
         place = rootfs / mount["container_path"].lstrip("/")
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.touch()
+        if os.path.isdir(mount["host_path"]):
+            place.mkdir(parents=True, exist_ok=True)
+        elif not place.exists():
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.touch()
+
+
+def make_bundle(bundle, program, answer):
+    """An image made here, with the places of the mounts: its root is read-only."""
+    rootfs = bundle / "rootfs"
+    make_rootfs(rootfs, program)
+    make_mountpoints(rootfs, answer)
+    return rootfs
 
 
 def main():
@@ -93,14 +108,19 @@ def main():
         arguments, flags = arguments[:place], arguments[place + 1:]
     if len(arguments) < 2:
         sys.exit(__doc__)
-    plugin, program, *rest = arguments
+    plugin, *rest = arguments
     name, answer = allocate(plugin, flags)
     print(f"device {name}: {len(answer['devices'])} device nodes, {len(answer['mounts'])} mounts", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         bundle = pathlib.Path(folder)
-        make_rootfs(bundle / "rootfs", program)
-        make_mountpoints(bundle / "rootfs", answer)
-        (bundle / "config.json").write_text(json.dumps(runtime_config(answer, rest)))
+        if rest[0] == "--image":
+            # The runtime makes the places of the mounts, as it does in a pod.
+            root, command = {"path": rest[1], "readonly": False}, rest[2:]
+        else:
+            rootfs = make_bundle(bundle, rest[0], answer)
+            root, command = {"path": str(rootfs), "readonly": True}, ["/program", *rest[1:]]
+        config = runtime_config(answer, command) | {"root": root}
+        (bundle / "config.json").write_text(json.dumps(config))
         command = ["runc", "--root", folder + "/state", "run", "--bundle", folder, f"gpu-{os.getpid()}"]
         sys.exit(subprocess.run(command).returncode)
 

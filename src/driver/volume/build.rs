@@ -1,6 +1,6 @@
 //! Makes a volume under a name that nobody looks for yet.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, Permissions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -35,6 +35,8 @@ pub(super) struct Building {
     lock: File,
     made: Made,
     manifest: Manifest,
+    /// Where each file of the driver has come.
+    placed: BTreeMap<PathBuf, PathBuf>,
 }
 
 /// A folder that is removed again unless it is finished, but not by a panic,
@@ -65,6 +67,7 @@ impl Building {
                         version: String::new(),
                         files: Vec::new(),
                     },
+                    placed: BTreeMap::new(),
                 });
             }
         }
@@ -95,7 +98,7 @@ impl Building {
                     open_to_all(folder)?;
                 }
             }
-            rest -= self.place(source, rest)?;
+            rest = rest.saturating_sub(self.place(source, rest)?);
         }
         if let Some(source) = sources.first() {
             let like = source.here.parent().unwrap_or(&source.here);
@@ -120,7 +123,15 @@ impl Building {
         let to = self.folder().join(&source.path);
         let before = stamp(&source.here)?;
         step();
-        let way = place::place(&source.here, &to, rest)?;
+        let way = match self.placed.get(&source.here) {
+            // A file with several names is one file here too.
+            Some(first) => {
+                fs::hard_link(first, &to).map_err(VolumeError::write(&to))?;
+                Way::Link
+            }
+            None => place::place(&source.here, &to, rest)?,
+        };
+        self.placed.entry(source.here.clone()).or_insert(to.clone());
         let placed = stamp(&to)?;
         if placed.0 != before.0 || stamp(&source.here)? != before {
             return Err(VolumeError::Changed(source.here.clone()));
@@ -201,10 +212,8 @@ pub(super) fn sync_folder(folder: &Path) -> Result<(), VolumeError> {
 }
 
 fn sizes(sources: &[Source]) -> Result<u64, VolumeError> {
-    sources
-        .iter()
-        .map(|source| Ok(stamp(&source.here)?.0))
-        .sum()
+    let files: BTreeSet<_> = sources.iter().map(|source| &source.here).collect();
+    files.into_iter().map(|here| Ok(stamp(here)?.0)).sum()
 }
 
 /// Size and time, by which a file is known to be the same.

@@ -111,6 +111,18 @@ fn a_volume_on_the_drivers_file_system_is_of_hard_links() {
 }
 
 #[test]
+fn a_file_with_two_names_is_one_file_however_it_came() {
+    let mut node = Node::new();
+    let mut again = node.sources[0].clone();
+    again.path = "lib64/libcuda.so".into();
+    node.sources.push(again);
+    let volume = node.make().unwrap();
+    let place = |name: &str| volume.folder.here.join("lib64").join(name);
+    assert!(same_file(&place("libcuda.so"), &place("libcuda.so.1")));
+    assert!(check::check(&volume.folder.here).is_ok());
+}
+
+#[test]
 fn the_same_files_are_the_same_volume() {
     let node = Node::new();
     let first = node.make().unwrap();

@@ -174,19 +174,13 @@ impl<'a> Session<'a> {
     }
 
     /// Files may be replaced under a session that lives on, and a volume that
-    /// could not be made may be possible now.
+    /// could not be made may be possible now: that takes writing to learn.
     fn supply_due(&self) -> bool {
-        let retry = self
-            .no_volume
-            .is_some_and(|at| at.elapsed() >= VOLUME_RETRY);
-        retry
-            || self
-                .monitor
-                .node
-                .driver
-                .as_ref()
-                .is_ok_and(|supply| !supply.is_there())
-            || self.monitor.node.driver.is_err()
+        let retry = self.no_volume.map(|at| at.elapsed() >= VOLUME_RETRY);
+        match &self.monitor.node.driver {
+            Ok(supply) => retry.unwrap_or_default() || !supply.is_there(),
+            Err(_) => retry.unwrap_or(true),
+        }
     }
 
     /// Not before the GPUs are known.
@@ -235,9 +229,10 @@ impl<'a> Session<'a> {
         self.driver_told = true;
         match supply {
             Some(supply) => {
-                let failed = supply.as_ref().is_ok_and(|supply| {
-                    matches!(supply.from, Origin::InPlace(InPlace::NoVolume(_)))
-                });
+                let failed = match &supply {
+                    Ok(supply) => matches!(supply.from, Origin::InPlace(InPlace::NoVolume(_))),
+                    Err(error) => matches!(error, SupplyError::Volume(_)),
+                };
                 self.no_volume = failed.then(Instant::now);
                 self.monitor.driver_found(&version, supply);
             }

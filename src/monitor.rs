@@ -239,7 +239,7 @@ impl Monitor {
     /// Says that module and library are of different drivers: whatever is
     /// started now fails.
     fn driver_changed(&mut self, error: &LibraryError) {
-        self.replace_driver(Err(UnhealthyReason::NoDriver(error.message.clone())));
+        self.replace_driver(Err(UnhealthyReason::NoDriver(error.to_string())));
         self.publish();
     }
 

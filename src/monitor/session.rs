@@ -139,8 +139,9 @@ impl<'a> Session<'a> {
 
     /// Asks everything that is due. An error ends the session.
     fn poll(&mut self) -> Option<LibraryError> {
-        if let Some(error) = self.other_module() {
-            self.monitor.driver_changed(&error);
+        if let Some(version) = self.version.clone()
+            && let Some(error) = self.other_module(&version)
+        {
             return Some(error);
         }
         if self.driver_due || self.version.is_none() {
@@ -160,17 +161,21 @@ impl<'a> Session<'a> {
         None
     }
 
-    /// Another module was loaded under this session. Its library does not work
-    /// with that, whether or not it has noticed.
-    fn other_module(&self) -> Option<LibraryError> {
+    /// Another module was loaded under this session, or before it. A library of
+    /// this version does not work with that, whether or not it has noticed.
+    fn other_module(&mut self, library: &str) -> Option<LibraryError> {
         let paths = &self.monitor.config.paths;
-        let library = self.version.as_deref()?;
         let module = kernel_module_version(&paths.procfs, &paths.sysfs)?;
-        (module != library).then(|| LibraryError {
+        if module == library {
+            return None;
+        }
+        let error = LibraryError {
             call: "nvmlSystemGetDriverVersion",
             kind: ErrorKind::Session,
             message: format!("the library is of driver {library}, the kernel module of {module}"),
-        })
+        };
+        self.monitor.driver_changed(&error);
+        Some(error)
     }
 
     /// Files may be replaced under a session that lives on, and a volume that
@@ -292,6 +297,9 @@ impl<'a> Session<'a> {
     fn answered(&mut self, key: &Key, answer: Answer) -> Option<LibraryError> {
         match answer {
             Answer::Driver(Ok(version)) => {
+                if let Some(error) = self.other_module(&version) {
+                    return Some(error);
+                }
                 self.monitor.session_open(&version);
                 self.version = Some(version);
                 self.ask_supply();

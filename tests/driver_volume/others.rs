@@ -8,9 +8,9 @@ use gpu_device_plugin::api::v1beta1::AllocateResponse;
 use crate::common::kubelet::KubeletPeer;
 use crate::common::nvml::SimulatedNode;
 use crate::common::plugin::PluginProcess;
-use crate::common::running::{LONG, RESOURCE, Running, allocate, http_address, options, spawn};
+use crate::common::running::{LONG, RESOURCE, Running, allocate, options, spawn};
 use crate::rig::{
-    EAGER, VERSION, assert_all_below, mounts, names, node_of_size, only, start_again, text,
+    EAGER, VERSION, assert_all_below, kept, mounts, names, node_of_size, only, start_again, text,
     volume_made, volumes, ways,
 };
 
@@ -97,9 +97,7 @@ async fn what_another_plugin_answers_with_is_kept_until_it_ends() {
 
     // Each leaves the other's alone, and its own.
     for (plugin, volume) in [(&running.plugin, &theirs), (&other.plugin, &ours)] {
-        let name = volume.file_name().unwrap().to_str().unwrap();
-        let kept = format!("{name} why=a plugin that runs answers with it");
-        plugin.wait_for_line(&kept, LONG).await.unwrap();
+        kept(plugin, volume, "a plugin that runs answers with it").await;
     }
     assert_eq!(names(&node.state_dir()).len(), 2);
 

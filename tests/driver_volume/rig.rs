@@ -13,7 +13,8 @@ use gpu_device_plugin::driver::volume::Volumes;
 use tempfile::TempDir;
 
 use crate::common::nvml::{DRIVER_LIBRARIES, SimulatedNode};
-use crate::common::running::{Running, http_address, options, spawn};
+use crate::common::plugin::PluginProcess;
+use crate::common::running::{LONG, Running, http_address, options, spawn};
 use crate::common::system::{is_root, output, skip, try_output};
 
 /// What the simulated node begins with.
@@ -204,4 +205,14 @@ pub fn assert_all_below(mounts: &[Mount], folder: &Path) {
         assert!(path.starts_with(folder), "{} is elsewhere", path.display());
         assert!(path.exists(), "{} is not there", path.display());
     }
+}
+
+/// Waits for the plugin to say at debug that it keeps the volume, for this reason,
+/// from now on.
+pub async fn kept(plugin: &PluginProcess, volume: &Path, why: &str) {
+    let name = volume.file_name().expect("a volume").to_string_lossy();
+    let line = format!("{name} why={why}");
+    let said = plugin.lines().len();
+    let kept = plugin.wait_for_line_after(said, &line, LONG).await;
+    kept.unwrap();
 }

@@ -67,9 +67,15 @@ impl Mounted {
     pub fn try_new<A: AsRef<OsStr>>(
         arguments: impl IntoIterator<Item = A>,
     ) -> Result<Self, String> {
-        let folder = folder();
         let mut mount = Command::new("mount");
-        try_output(mount.args(arguments).arg(folder.path()))?;
+        mount.args(arguments);
+        Self::by(mount)
+    }
+
+    /// By a command that lacks only the folder.
+    pub fn by(mut mount: Command) -> Result<Self, String> {
+        let folder = folder();
+        try_output(mount.arg(folder.path()))?;
         Ok(Self(folder))
     }
 

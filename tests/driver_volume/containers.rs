@@ -127,7 +127,9 @@ impl Machine {
         probe::root(&bundle.path().join("rootfs"), &cat);
         let config = config(mounts).to_string();
         fs::write(bundle.path().join("config.json"), config).unwrap();
-        let mut command = self.command("runc");
+        let mut command = self.command("unshare");
+        // Or it would look for its own processes among the machine's.
+        command.args(["--mount", "--mount-proc", "runc"]);
         command.arg("--root").arg(bundle.path().join("state"));
         command.args(["run", "--bundle", text(bundle.path())]);
         command.arg(bundle.path().file_name().unwrap());

@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use gpu_device_plugin::api::v1beta1::Device;
 
 use crate::common::nvml::{DRIVER_LIBRARIES, Return, SimulatedNode};
-use crate::common::running::{RESOURCE, Running, options};
+use crate::common::plugin::PluginProcess;
+use crate::common::running::{LONG, RESOURCE, Running, options, program};
 use crate::rig::{
     EAGER, NEWER, VERSION, assert_all_below, kept, mounts, names, node_of_size, only, running,
     start_again, text, volume_made, ways,
@@ -170,6 +171,28 @@ async fn a_plugin_that_starts_between_the_new_files_and_the_new_module_serves_th
         .await;
     running.counts(2, 2).await;
     running.kubelet.assert_no_violations();
+}
+
+/// The library of the new files would refuse to work with the old module. Here
+/// none works: what is told is which was taken.
+#[tokio::test]
+async fn a_plugin_that_starts_between_new_files_and_new_module_takes_nvml_from_the_old_volume() {
+    let mut running = Running::start(2).await;
+    let volume = only(&running.node.state_dir());
+    running.kill_plugin().await;
+    let mut arguments = running.node.plugin_arguments();
+    let named = arguments.iter().position(|flag| flag == "--nvml-library");
+    arguments.drain(named.unwrap()..named.unwrap() + 2);
+    let installed = running.node.driver_library_dir();
+    let installed = installed.join(format!("libnvidia-ml.so.{VERSION}"));
+    let volumes = volume.join("lib64/libnvidia-ml.so.1");
+    for expected in [&installed, &volumes] {
+        running.plugin = PluginProcess::spawn(program(), &arguments, &[]).unwrap();
+        let tried = format!("{}: ", expected.display());
+        running.plugin.wait_for_line(&tried, LONG).await.unwrap();
+        running.kill_plugin().await;
+        replace_files(&running.node, NEWER);
+    }
 }
 
 // === Damaged ===

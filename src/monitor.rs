@@ -55,14 +55,14 @@ const STEADY: Duration = Duration::from_secs(30);
 pub type Opener = dyn Fn() -> Result<Arc<dyn GpuLibrary>, OpenError> + Send + Sync;
 
 /// Opens NVML where the configuration says: the library that was named, else
-/// the driver root's, else the loader's.
+/// the driver root's or that of a driver volume, else the loader's.
 pub fn nvml_opener(config: &Config) -> Arc<Opener> {
     let paths = config.paths.clone();
+    let supplier = Supplier::new(config);
     Arc::new(move || {
         let library = paths.nvml_library.clone();
         let module = driver::kernel_module_version(&paths.procfs, &paths.sysfs);
-        let library =
-            library.or_else(|| driver::nvml_library(&paths.driver_root, module.as_deref()));
+        let library = library.or_else(|| supplier.nvml_library(module.as_deref()));
         match NvmlLibrary::open(library.as_deref(), &paths.sysfs, module) {
             Ok(nvml) => Ok(Arc::new(nvml) as Arc<dyn GpuLibrary>),
             // It was the loader's turn because the driver root has none.
@@ -241,7 +241,7 @@ impl Monitor {
     /// Says that module and library are of different drivers: whatever is
     /// started now fails.
     fn driver_changed(&mut self, error: &LibraryError) {
-        self.replace_driver(Err(UnhealthyReason::NoDriver(error.message.clone())));
+        self.replace_driver(Err(UnhealthyReason::NoDriver(error.to_string())));
         self.publish();
     }
 

@@ -1,15 +1,17 @@
 //! What of a driver containers get, and from where: a volume of ours, or the
 //! place where it is installed.
 
+use std::ffi::OsStr;
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::statfs;
 
 use super::capabilities::{Capabilities, Capability};
+use super::catalog;
 use super::sockets::Sockets;
 use super::volume::{Source, Volume, VolumeError, Volumes};
-use super::{DriverError, DriverFiles, DriverMount, DriverRoot};
+use super::{DriverError, DriverFiles, DriverMount, DriverRoot, nvml_library};
 use crate::config::{Config, VolumeMode};
 
 /// What containers get of one driver.
@@ -158,6 +160,25 @@ impl Supplier {
             },
         };
         Ok(Supply::new(files, from))
+    }
+
+    /// NVML's library for a module of this version: the driver root's. Where that
+    /// has been replaced by another driver's, which does not work with the module,
+    /// it is a volume's.
+    #[must_use]
+    pub fn nvml_library(&self, module: Option<&str>) -> Option<PathBuf> {
+        let installed = nvml_library(&self.root, module);
+        let module = module.filter(|_| self.mode != VolumeMode::Never);
+        let kept = module.filter(|version| {
+            let name = installed.as_deref().and_then(Path::file_name);
+            name.is_none_or(|name| name != OsStr::new(&format!("libnvidia-ml.so.{version}")))
+        });
+        let kept = kept.and_then(|version| {
+            let volume = self.volumes.of_version(version)?;
+            let library = volume.folder.here.join("lib64").join(catalog::LIBNVIDIA_ML);
+            library.is_file().then_some(library)
+        });
+        kept.or(installed)
     }
 
     fn files(&self, version: &str) -> Result<DriverFiles, DriverError> {

@@ -19,6 +19,7 @@ mod check;
 mod manifest;
 mod place;
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -133,6 +134,32 @@ impl VolumeError {
         let path = path.to_path_buf();
         move |source| Self::Source { path, source }
     }
+
+    /// Of the volume that was to be, and as the host names it: what is being made
+    /// has another name at each try, and is gone when somebody looks.
+    fn told_of(mut self, folder: &HostFolder, name: &str) -> Self {
+        match &mut self {
+            Self::NoRoom { path, .. } => path.clone_from(&folder.host),
+            Self::Write { path, .. } | Self::Damaged { path, .. } => {
+                if let Ok(below) = path.strip_prefix(&folder.here) {
+                    *path = told(below, folder, name);
+                }
+            }
+            Self::Version(_) | Self::NoExec(_) | Self::Source { .. } | Self::Changed(_) => {}
+        }
+        self
+    }
+}
+
+fn told(below: &Path, folder: &HostFolder, name: &str) -> PathBuf {
+    let mut parts = below.iter();
+    match parts.next().and_then(OsStr::to_str) {
+        Some(unfinished) if is_left_over(unfinished) => {
+            let volume = folder.host.join(name);
+            volume.iter().chain(parts).collect()
+        }
+        _ => folder.host.iter().chain(below).collect(),
+    }
 }
 
 impl Volumes {
@@ -158,7 +185,17 @@ impl Volumes {
     /// remove.
     pub fn make(&self, version: &str, sources: &[Source]) -> Result<Volume, VolumeError> {
         let name = name(version, sources)?;
-        if let Some(volume) = self.open(&name)
+        let made = self.make_as(&name, version, sources);
+        made.map_err(|error| error.told_of(&self.folder, &name))
+    }
+
+    fn make_as(
+        &self,
+        name: &str,
+        version: &str,
+        sources: &[Source],
+    ) -> Result<Volume, VolumeError> {
+        if let Some(volume) = self.open(name)
             && self.may_run()?
         {
             return Ok(volume);
@@ -168,9 +205,9 @@ impl Volumes {
         if !self.may_run()? {
             return Err(VolumeError::NoExec(self.folder.host.clone()));
         }
-        let mut building = Building::begin(&self.folder, &name)?;
+        let mut building = Building::begin(&self.folder, name)?;
         building.fill(version, sources)?;
-        self.install(building, &name, begun)
+        self.install(building, name, begun)
     }
 
     /// The volume of exactly these files, if it is there and whole.

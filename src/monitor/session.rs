@@ -144,8 +144,9 @@ impl<'a> Session<'a> {
 
     /// Asks everything that is due. An error ends the session.
     fn poll(&mut self) -> Option<LibraryError> {
-        if let Some(error) = self.other_module() {
-            self.monitor.driver_changed(&error);
+        if let Some(version) = self.version.clone()
+            && let Some(error) = self.other_module(&version)
+        {
             return Some(error);
         }
         if self.driver_due || self.version.is_none() {
@@ -165,33 +166,32 @@ impl<'a> Session<'a> {
         None
     }
 
-    /// Another module was loaded under this session. Its library does not work
-    /// with that, whether or not it has noticed.
-    fn other_module(&self) -> Option<LibraryError> {
+    /// Another module was loaded under this session, or before it. A library of
+    /// this version does not work with that, whether or not it has noticed.
+    fn other_module(&mut self, library: &str) -> Option<LibraryError> {
         let paths = &self.monitor.config.paths;
-        let library = self.version.as_deref()?;
         let module = kernel_module_version(&paths.procfs, &paths.sysfs)?;
-        (module != library).then(|| LibraryError {
+        if module == library {
+            return None;
+        }
+        let error = LibraryError {
             call: "nvmlSystemGetDriverVersion",
             kind: ErrorKind::Session,
             message: format!("the library is of driver {library}, the kernel module of {module}"),
-        })
+        };
+        self.monitor.driver_changed(&error);
+        Some(error)
     }
 
     /// Files may be replaced under a session that lives on, and a volume that
-    /// could not be made may be possible now.
+    /// could not be made may be possible now: that takes writing to learn.
     fn supply_due(&self) -> bool {
-        let retry = self
-            .no_volume
-            .is_some_and(|at| at.elapsed() >= VOLUME_RETRY);
-        retry
-            || self
-                .monitor
-                .node
-                .driver
-                .as_ref()
-                .is_ok_and(|supply| !self.monitor.supplier.is_current(supply))
-            || self.monitor.node.driver.is_err()
+        let retry = self.no_volume.map(|at| at.elapsed() >= VOLUME_RETRY);
+        let is_current = |supply: &Supply| self.monitor.supplier.is_current(supply);
+        match &self.monitor.node.driver {
+            Ok(supply) => retry.unwrap_or_default() || !is_current(supply),
+            Err(_) => retry.unwrap_or(true),
+        }
     }
 
     /// Not before the GPUs are known.
@@ -240,9 +240,10 @@ impl<'a> Session<'a> {
         self.driver_told = true;
         match supply {
             Some(supply) => {
-                let failed = supply.as_ref().is_ok_and(|supply| {
-                    matches!(supply.from, Origin::InPlace(InPlace::NoVolume(_)))
-                });
+                let failed = match &supply {
+                    Ok(supply) => matches!(supply.from, Origin::InPlace(InPlace::NoVolume(_))),
+                    Err(error) => matches!(error, SupplyError::Volume(_)),
+                };
                 self.no_volume = failed.then(Instant::now);
                 self.monitor.driver_found(&version, supply);
             }
@@ -302,6 +303,9 @@ impl<'a> Session<'a> {
     fn answered(&mut self, key: &Key, answer: Answer) -> Option<LibraryError> {
         match answer {
             Answer::Driver(Ok(version)) => {
+                if let Some(error) = self.other_module(&version) {
+                    return Some(error);
+                }
                 self.monitor.session_open(&version);
                 self.version = Some(version);
                 self.ask_supply();

@@ -14,9 +14,6 @@ use crate::common::probe::{Findings, PROBE};
 use crate::common::system::try_output;
 use crate::image::Image;
 
-/// The only variables, and they are the image's.
-pub const ENVIRONMENT: [&str; 2] = ["HOME=/", "PATH=/usr/local/bin:/usr/bin:/bin"];
-
 /// Where a container has the nodes of all GPUs, as from somebody who gave it too
 /// much; it still may use its own alone.
 pub const EVERY_GPU: &str = "/dev/every";
@@ -54,6 +51,23 @@ pub enum User {
     Other,
 }
 
+/// Who the container's program is, and what it may write.
+#[derive(Clone, Copy, Debug)]
+pub struct Setting {
+    pub user: User,
+    /// Whether the root file system is read-only.
+    pub read_only: bool,
+}
+
+impl From<User> for Setting {
+    fn from(user: User) -> Self {
+        Self {
+            user,
+            read_only: true,
+        }
+    }
+}
+
 impl User {
     fn id(self) -> u32 {
         if self == Self::Other { 1000 } else { 0 }
@@ -75,7 +89,8 @@ pub fn unable() -> Option<&'static str> {
     let tried = TRIED.get_or_init(|| {
         let nothing = ContainerAllocateResponse::default();
         let image = Image::of_this_machine();
-        let done = try_run(&nothing, &image, Path::new("/nowhere"), User::Root, &[]);
+        let root = User::Root.into();
+        let done = try_run(&nothing, &image, Path::new("/nowhere"), root, &[]);
         done.map(drop)
     });
     tried.as_ref().err().map(String::as_str)
@@ -87,10 +102,10 @@ pub fn run(
     answer: &ContainerAllocateResponse,
     image: &Image,
     dev: &Path,
-    user: User,
-    questions: &[&str],
+    setting: Setting,
+    questions: &[String],
 ) -> Findings {
-    match try_run(answer, image, dev, user, questions) {
+    match try_run(answer, image, dev, setting, questions) {
         Ok(findings) => findings,
         Err(error) => panic!("{error}"),
     }
@@ -100,19 +115,21 @@ fn try_run(
     answer: &ContainerAllocateResponse,
     image: &Image,
     dev: &Path,
-    user: User,
-    questions: &[&str],
+    setting: Setting,
+    questions: &[String],
 ) -> Result<Findings, String> {
     let bundle = tempfile::Builder::new().prefix("gpu-container-").tempdir();
     let bundle = bundle.expect("create a bundle's folder");
-    image.unpack(&bundle.path().join("rootfs"));
-    let folder = image.library_folder();
-    let arguments = [&[PROBE, folder], questions, &["end"]].concat();
-    let config = config(answer, &arguments, dev, user);
+    let wrapper = image.unpack(bundle.path());
+    let questions = questions.iter().map(String::as_str);
+    let arguments = [PROBE, image.library_folder()].into_iter();
+    let arguments: Vec<_> = arguments.chain(questions).chain(["end"]).collect();
+    let config = config(answer, image, &arguments, dev, setting);
     fs::write(bundle.path().join("config.json"), config.to_string()).expect("write its config");
     let container = Container::new(bundle.path());
     let mut command = Command::new("timeout");
-    command.args(["--kill-after=5", LIMIT, "runc", "--root"]);
+    command.args(["--kill-after=5", LIMIT]).args(wrapper);
+    command.args(["runc", "--root"]);
     command.arg(bundle.path().join("state"));
     command.args(["run", "--bundle"]).arg(bundle.path());
     let said = try_output(command.arg(&container.id))?;
@@ -142,9 +159,14 @@ impl Drop for Container<'_> {
     }
 }
 
-/// The runtime's configuration. Everything is denied that is not allowed; the
-/// root is read-only.
-fn config(answer: &ContainerAllocateResponse, arguments: &[&str], dev: &Path, user: User) -> Value {
+/// The runtime's configuration. Everything is denied that is not allowed.
+fn config(
+    answer: &ContainerAllocateResponse,
+    image: &Image,
+    arguments: &[&str],
+    dev: &Path,
+    Setting { user, read_only }: Setting,
+) -> Value {
     let mut mounts = vec![
         json!({"destination": "/proc", "type": "proc", "source": "proc"}),
         json!({"destination": "/dev", "type": "tmpfs", "source": "tmpfs",
@@ -172,11 +194,8 @@ fn config(answer: &ContainerAllocateResponse, arguments: &[&str], dev: &Path, us
     }
     let variables = answer.envs.iter();
     let variables = variables.map(|(name, value)| format!("{name}={value}"));
-    let environment: Vec<_> = ENVIRONMENT
-        .map(str::to_owned)
-        .into_iter()
-        .chain(variables)
-        .collect();
+    let own = image.environment().iter().cloned();
+    let environment: Vec<_> = own.chain(variables).collect();
     let capabilities = user.capabilities();
     let namespaces = ["pid", "ipc", "uts", "mount", "network"].map(|kind| json!({"type": kind}));
     json!({
@@ -191,7 +210,7 @@ fn config(answer: &ContainerAllocateResponse, arguments: &[&str], dev: &Path, us
             "capabilities": {"bounding": capabilities, "effective": capabilities,
                              "permitted": capabilities},
         },
-        "root": {"path": "rootfs", "readonly": true},
+        "root": {"path": "rootfs", "readonly": read_only},
         "mounts": mounts,
         "linux": {
             "namespaces": namespaces,

@@ -22,16 +22,20 @@ mod common;
 mod driver;
 #[path = "containers/image.rs"]
 mod image;
+#[path = "containers/memory.rs"]
+mod memory;
 #[path = "containers/node.rs"]
 mod node;
 #[path = "containers/runtime.rs"]
 mod runtime;
 
+use common::probe::LIBRARY_FOLDER;
 use common::system::skip;
 use driver::{drivers, newest};
 use image::{Image, LIB64, Layout};
-use node::{Node, Setup};
-use runtime::{Setting, User};
+use memory::Memory;
+use node::{Node, OWN_FOLDER, Setup, assert_without_module};
+use runtime::{Setting, User, run};
 
 // === Libraries ===
 
@@ -108,8 +112,6 @@ async fn computing_works_in_whole_images() {
     }
 }
 
-/// All that a driver has, in the oldest image and the newest: which libraries a
-/// C library of this age may lack, the ends show.
 #[tokio::test(flavor = "multi_thread")]
 async fn every_library_of_the_whole_driver_loads_in_whole_images() {
     const TEST: &str = "every_library_of_the_whole_driver_loads_in_whole_images";
@@ -136,6 +138,184 @@ fn images(test: &str) -> Vec<Image> {
         );
     }
     images
+}
+
+// === Images with ways of their own ===
+
+/// As CUDA's images say it (`nvidia/cuda` on Docker's hub), and the half of it.
+const OWN_LIBRARIES: &str = "/usr/local/nvidia/lib:/usr/local/nvidia/lib64";
+const OWN_LIB64: &str = "/usr/local/nvidia/lib64";
+
+/// With nothing but the one folder: that it is enough is to be shown.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_that_looks_in_the_folder_of_nvidias_runtime_finds_all_there() {
+    const TEST: &str = "an_image_that_looks_in_the_folder_of_nvidias_runtime_finds_all_there";
+    let Some(driver) = newest(TEST) else {
+        return;
+    };
+    // A volume has both; files in place are in the one that all images name.
+    for (volume, variable, from) in [
+        ("always", OWN_LIBRARIES, "/usr/local/nvidia/lib"),
+        ("always", OWN_LIB64, OWN_LIB64),
+        ("never", OWN_LIBRARIES, OWN_LIB64),
+    ] {
+        let setup = Setup {
+            volume,
+            ..Setup::default()
+        };
+        let node = Node::start_with(&driver, setup).await;
+        let path = format!("{OWN_FOLDER}/bin:/usr/local/bin:/usr/bin:/bin");
+        for image in images(TEST) {
+            let image = image
+                .with_variable("LD_LIBRARY_PATH", variable)
+                .with_variable("PATH", &path)
+                .loading(from);
+            node.assert_driver(&image, User::Root.into()).await;
+            let mut answer = node.allocate(&[0]).await;
+            answer
+                .mounts
+                .retain(|mount| mount.container_path.starts_with(OWN_FOLDER));
+            let findings = node.run(&answer, &image, User::Root.into());
+            assert_without_module(&findings);
+        }
+    }
+}
+
+/// CUDA's packages for compatibility bring a libcuda for other drivers, and a user
+/// who wants it names its folder.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_that_names_its_own_libcuda_gets_it_and_the_drivers_nvml() {
+    const TEST: &str = "an_image_that_names_its_own_libcuda_gets_it_and_the_drivers_nvml";
+    const COMPAT: &str = "/usr/local/cuda/compat";
+    let drivers = drivers(TEST);
+    let Some((driver, others)) = drivers.split_first() else {
+        return;
+    };
+    let Some(newer) = others.last() else {
+        return skip(TEST, "DRIVER_ROOTS names one driver alone");
+    };
+    let node = Node::start(driver).await;
+    let libcuda = newer.file("libcuda.so.1");
+    let name = libcuda.file_name().expect("a name").to_string_lossy();
+    for image in images(TEST) {
+        let image = image
+            .with_own("libcuda.so.1", libcuda, COMPAT)
+            .with_variable("LD_LIBRARY_PATH", COMPAT)
+            .loading_one("libcuda.so.1", COMPAT);
+        node.assert_driver(&image, User::Root.into()).await;
+        let answer = node.allocate(&[0]).await;
+        let questions = [
+            format!("?{COMPAT}/{name}"),
+            format!("?{COMPAT}/libcuda.so.1"),
+        ];
+        let findings = run(&answer, &image, &node.dev, User::Root.into(), &questions);
+        let found = findings.all("is");
+        assert_eq!(found[&questions[0][1..]], found[&questions[1][1..]]);
+    }
+}
+
+/// Left by who installed a driver in the image, and in its loader's cache.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_with_a_stale_driver_where_loaders_look_gets_the_nodes() {
+    const TEST: &str = "an_image_with_a_stale_driver_where_loaders_look_gets_the_nodes";
+    for (node, image) in with_stale(TEST, LIBRARY_FOLDER).await {
+        node.assert_driver(&image, User::Root.into()).await;
+    }
+}
+
+/// What the loader's own configuration names comes before the folders where a
+/// mount could be, and nothing here changes an image's cache: a limit, of which the
+/// documentation speaks.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_whose_loader_is_told_of_a_stale_driver_elsewhere_keeps_it() {
+    const TEST: &str = "an_image_whose_loader_is_told_of_a_stale_driver_elsewhere_keeps_it";
+    const ELSEWHERE: &str = "/opt/driver";
+    for (node, image) in with_stale(TEST, ELSEWHERE).await {
+        let image = image
+            .with_line("/etc/ld.so.conf.d/0-driver.conf", ELSEWHERE)
+            .loading_one("libcuda.so.1", ELSEWHERE)
+            .loading_one("libnvidia-ml.so.1", ELSEWHERE);
+        node.assert_driver(&image, User::Root.into()).await;
+    }
+}
+
+/// Nodes with each driver, and each image with another driver's libraries in a
+/// folder.
+async fn with_stale(test: &str, folder: &str) -> Vec<(Node, Image)> {
+    let drivers = drivers(test);
+    let mut all = Vec::new();
+    for (at, driver) in drivers.iter().enumerate() {
+        let other = &drivers[(at + 1) % drivers.len()];
+        if other.version == driver.version {
+            skip(test, "DRIVER_ROOTS names one driver alone");
+            continue;
+        }
+        let images = images(test);
+        let Some(mut image) = images.into_iter().nth(at) else {
+            continue;
+        };
+        for soname in ["libcuda.so.1", "libnvidia-ml.so.1"] {
+            image = image.with_own(soname, other.file(soname), folder);
+        }
+        all.push((Node::start(driver).await, image));
+    }
+    all
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_finds_the_driver_whatever_its_lib64_is() {
+    const TEST: &str = "an_image_finds_the_driver_whatever_its_lib64_is";
+    let Some(driver) = newest(TEST) else {
+        return;
+    };
+    let node = Node::start(&driver).await;
+    let images = [vec![Image::of_this_machine()], Image::with_libraries()].concat();
+    for image in images {
+        for layout in [Layout::NoLib64, Layout::Lib64IsLib] {
+            // That one has nothing but the folder.
+            if layout == Layout::NoLib64 && image.library_folder() == LIB64 {
+                continue;
+            }
+            let image = image.clone().with_layout(layout);
+            node.assert_driver(&image, User::Root.into()).await;
+        }
+    }
+}
+
+// === Where the files come from ===
+
+/// A node whose /var is another file system than /usr.
+#[tokio::test(flavor = "multi_thread")]
+async fn copies_of_another_file_system_work_the_same() {
+    const TEST: &str = "copies_of_another_file_system_work_the_same";
+    let Some(driver) = drivers(TEST).into_iter().next() else {
+        return;
+    };
+    let memory = Memory::mount();
+    let setup = Setup {
+        state: Some(memory.path().join("state")),
+        ..Setup::default()
+    };
+    let node = Node::start_with(&driver, setup).await;
+    for user in [User::Root, User::Other] {
+        let image = Image::of_this_machine();
+        node.assert_driver(&image, user.into()).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn files_in_place_work_the_same() {
+    for driver in drivers("files_in_place_work_the_same") {
+        let setup = Setup {
+            volume: "never",
+            ..Setup::default()
+        };
+        let node = Node::start_with(&driver, setup).await;
+        let images = [vec![Image::of_this_machine()], Image::whole()].concat();
+        for image in images {
+            node.assert_driver(&image, User::Root.into()).await;
+        }
+    }
 }
 
 // === Device nodes ===

@@ -25,7 +25,7 @@ const HERE: u8 = if cfg!(target_arch = "aarch64") {
 const GBM: (&str, &str) = ("nvidia-drm_gbm.so", "libnvidia-allocator.so.1");
 
 /// Unpacked packages of one driver.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Driver {
     pub root: PathBuf,
     pub version: String,

@@ -9,6 +9,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         println!("cargo:rerun-if-changed={proto}");
     }
     let descriptors = protox::compile(PROTOS, ["proto"])?;
-    tonic_prost_build::configure().compile_fds(descriptors)?;
+    // The same answer is the same bytes: a hash map would be written in any order.
+    let configured = tonic_prost_build::configure().btree_map(".v1beta1");
+    configured.compile_fds(descriptors)?;
     Ok(())
 }

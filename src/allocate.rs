@@ -2,3 +2,4 @@
 
 pub mod response;
 pub mod seen;
+pub(crate) mod ways;

@@ -11,7 +11,8 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::config::Config;
+use crate::config::{Config, HostFolder};
+use crate::driver::cdi;
 use crate::gpu::GpuUuid;
 use crate::http;
 use crate::kubelet::{checkpoint, watch as folder_watch};
@@ -51,6 +52,9 @@ impl App {
         let shutdown = CancellationToken::new();
         let folder = config.paths.device_plugin_dir.clone();
         let resource = config.resource_name.clone();
+        if !config.allocation.uses_cdi() {
+            remove_stale_spec(&config.paths.cdi_root);
+        }
 
         let monitor = Monitor::new(
             config,
@@ -147,6 +151,17 @@ fn allocated(folder: &std::path::Path, resource: &str) -> Vec<GpuUuid> {
             warn!(%error, file, "cannot read the kubelet's record; a lost GPU that a pod holds may not be listed");
             Vec::new()
         }
+    }
+}
+
+/// A spec that nobody keeps would go on naming files of a driver that is gone.
+fn remove_stale_spec(folder: &HostFolder) {
+    let file = folder.join(cdi::FILE);
+    let file = file.host.display();
+    match cdi::file::remove(&folder.here) {
+        Ok(true) => info!(%file, "CDI spec of an earlier run removed"),
+        Ok(false) => {}
+        Err(error) => warn!(%file, %error, "cannot remove the CDI spec of an earlier run"),
     }
 }
 

@@ -23,8 +23,8 @@ use crate::plugin::listener;
 use crate::telemetry::LogFormat;
 
 use self::values::{
-    absolute, address, boolean, dev_root_paths, driver_root_paths, imex_channels, interval,
-    resource_name, with_links, word, words,
+    absolute, address, annotation_prefix, boolean, dev_root_paths, driver_root_paths,
+    imex_channels, interval, resource_name, with_links, word, words,
 };
 
 /// Serve the GPUs of this node to its kubelet.
@@ -553,7 +553,7 @@ impl<'a> Values<'a> {
             word(text, &DeviceIdStrategy::ALL, DeviceIdStrategy::name)
         });
         let pass_device_specs = self.checked("pass_device_specs", boolean);
-        let prefix = self.checked("cdi_annotation_prefix", |text| Ok(text.to_owned()));
+        let prefix = self.checked("cdi_annotation_prefix", annotation_prefix);
         let extras = [
             ("gds_enabled", Extra::Gds),
             ("gdrcopy_enabled", Extra::Gdrcopy),

@@ -107,6 +107,41 @@ pub struct AllocationOptions {
     pub imex: ImexChannel,
 }
 
+impl AllocationOptions {
+    /// Whether answers have this strategy's part.
+    #[must_use]
+    pub fn has(&self, strategy: DeviceListStrategy) -> bool {
+        self.strategies.contains(&strategy)
+    }
+
+    /// Whether answers name devices of our CDI spec, which then has to be there.
+    #[must_use]
+    pub fn uses_cdi(&self) -> bool {
+        self.has(DeviceListStrategy::CdiAnnotations) || self.has(DeviceListStrategy::CdiCri)
+    }
+
+    /// Whether answers hold device nodes.
+    #[must_use]
+    pub fn answers_nodes(&self) -> bool {
+        let by_nvidia =
+            self.has(DeviceListStrategy::Envvar) || self.has(DeviceListStrategy::VolumeMounts);
+        self.has(DeviceListStrategy::Mounts) || (self.pass_device_specs && by_nvidia)
+    }
+
+    /// Whether containers get device nodes from us, by the answer or by our CDI
+    /// spec. Else NVIDIA's container runtime sees to them.
+    #[must_use]
+    pub fn gives_nodes(&self) -> bool {
+        self.answers_nodes() || self.uses_cdi()
+    }
+
+    /// The same for the driver's files.
+    #[must_use]
+    pub fn gives_driver(&self) -> bool {
+        self.has(DeviceListStrategy::Mounts) || self.uses_cdi()
+    }
+}
+
 /// A way in which a container is given its devices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum DeviceListStrategy {

@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use serde::{Serialize, Serializer};
 
+use crate::config::{AllocationOptions, HostFolder};
 use crate::driver::DriverMount;
+use crate::driver::extras::Extras;
 use crate::driver::nodes::NodeFault;
 use crate::gpu::{Gpu, GpuUuid};
 
@@ -72,6 +74,12 @@ pub enum UnhealthyReason {
     /// The driver's files for containers were not found.
     #[error("{0}")]
     NoDriverFiles(String),
+    /// No GPU is to be given without the IMEX channel, and it is not there.
+    #[error("{0} does not exist, and --imex-required has no GPU given without it")]
+    NoImexChannel(PathBuf),
+    /// The CDI spec that answers would refer to is not what it has to be.
+    #[error("{0}")]
+    NoCdiSpec(String),
 }
 
 /// Whether a device may be given to a container.
@@ -114,6 +122,17 @@ pub struct DeviceNode {
     pub container: PathBuf,
 }
 
+impl DeviceNode {
+    /// What a container may do with it: read and write, and make none.
+    pub const PERMISSIONS: &str = "rw";
+}
+
+/// A path as the kubelet's messages and a CDI spec have it, which are UTF-8: so
+/// are the operator's flags that it comes from, and the names that we look for.
+pub(crate) fn text(path: &Path) -> String {
+    path.to_string_lossy().into_owned()
+}
+
 /// One device of a resource.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Device {
@@ -129,13 +148,35 @@ pub struct Device {
     pub nodes: Vec<DeviceNode>,
 }
 
-/// What every container with a device gets beside the device's own nodes.
+/// What every container with a device gets beside the device's own nodes, and
+/// how. Only what some strategy gives: nothing else has to be there.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Common {
     /// `/dev/nvidiactl` and its like.
     pub nodes: Vec<DeviceNode>,
     /// The driver's libraries and programs.
     pub mounts: Vec<DriverMount>,
+    /// What goes beside the GPUs.
+    pub extras: Extras,
+    /// The CDI spec that answers refer to.
+    pub cdi_spec: Option<HostFolder>,
+    /// How containers are given all this.
+    pub allocation: Arc<AllocationOptions>,
+}
+
+impl Common {
+    /// Every node that a container is given by us, those of the extras last.
+    pub fn all_nodes(&self) -> impl Iterator<Item = &DeviceNode> {
+        // NVIDIA's container runtime is told of the channel, and not by its node.
+        let imex = self.extras.imex.as_ref();
+        let imex = imex.filter(|_| self.allocation.gives_nodes());
+        self.nodes.iter().chain(&self.extras.nodes).chain(imex)
+    }
+
+    /// Every mount, those of the extras last.
+    pub fn all_mounts(&self) -> impl Iterator<Item = &DriverMount> {
+        self.mounts.iter().chain(&self.extras.mounts)
+    }
 }
 
 /// All devices of one resource at one moment, sorted by ID, and what belongs
@@ -161,11 +202,13 @@ impl DeviceSnapshot {
             .iter()
             .filter(|device| device.health == Health::Healthy);
         let nodes = healthy.flat_map(|device| &device.nodes);
-        let nodes = nodes.chain(&self.common.nodes);
-        let mounts = self.common.mounts.iter();
+        let nodes = nodes.chain(self.common.all_nodes());
+        let mounts = self.common.all_mounts();
+        let spec = self.common.cdi_spec.iter();
         nodes
             .map(|node| node.here.as_path())
             .chain(mounts.map(|mount| mount.here.as_path()))
+            .chain(spec.map(|spec| spec.here.as_path()))
     }
 
     /// The device with this ID.

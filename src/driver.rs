@@ -12,6 +12,8 @@
 //! looks whether its [`here`](DriverMount::here) is still a file.
 
 pub mod capabilities;
+pub mod cdi;
+pub mod extras;
 pub mod nodes;
 pub mod supply;
 pub mod volume;
@@ -28,6 +30,7 @@ mod mounts;
 mod names;
 mod root;
 mod search;
+mod sockets;
 
 #[cfg(test)]
 mod fixture;

@@ -2,10 +2,14 @@
 //! devices of a resource. Pure, but for the look whether a device node exists.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::config::{AllocationOptions, Config, HostFolder, ImexChannel};
 use crate::device::{Common, Device, DeviceNode, DeviceSnapshot, Health, UnhealthyReason};
+use crate::driver::cdi;
+use crate::driver::extras::{self, Extras};
 use crate::driver::nodes::{DevRoot, Faults};
 use crate::driver::supply::Supply;
 use crate::gpu::{Gpu, GpuUuid, Reading};
@@ -36,6 +40,12 @@ pub struct Node {
     pub faults: Faults,
     /// The driver's files, or why there are none to give.
     pub driver: Result<Arc<Supply>, UnhealthyReason>,
+    /// Where this process sees the host's `/`.
+    pub host_root: PathBuf,
+    /// Our CDI spec, where answers refer to it.
+    pub cdi_spec: Option<HostFolder>,
+    /// How containers are given their devices.
+    pub allocation: Arc<AllocationOptions>,
 }
 
 impl Node {
@@ -45,6 +55,57 @@ impl Node {
             let fault = self.faults.of(node)?;
             Some(UnhealthyReason::NoDeviceNode(node.host.clone(), fault))
         })
+    }
+
+    /// The node that `config` names, with this driver.
+    #[must_use]
+    pub fn new(config: &Config, driver: Result<Arc<Supply>, UnhealthyReason>) -> Self {
+        let allocation = Arc::new(config.allocation.clone());
+        let cdi_spec = allocation
+            .uses_cdi()
+            .then(|| config.paths.cdi_root.join(cdi::FILE));
+        Self {
+            dev_root: config.paths.dev_root.clone(),
+            faults: Faults::default(),
+            driver,
+            host_root: config.paths.host_root.clone(),
+            cdi_spec,
+            allocation,
+        }
+    }
+
+    fn common(&self) -> Common {
+        let allocation = &self.allocation;
+        let mut common = Common {
+            extras: Extras::find(allocation, &self.dev_root, &self.host_root),
+            cdi_spec: self.cdi_spec.clone(),
+            allocation: allocation.clone(),
+            ..Common::default()
+        };
+        if allocation.gives_nodes() {
+            common.nodes = self.dev_root.common();
+        }
+        if let (true, Ok(supply)) = (allocation.gives_driver(), &self.driver) {
+            common.mounts = supply.mounts.clone();
+        }
+        common
+    }
+
+    /// What keeps every device from being given.
+    fn amiss(&self, common: &Common) -> Option<UnhealthyReason> {
+        let driver = self.driver.as_ref().err();
+        // NVIDIA's container runtime finds the files by itself.
+        let needed = |reason: &&UnhealthyReason| {
+            self.allocation.gives_driver() || !matches!(reason, UnhealthyReason::NoDriverFiles(_))
+        };
+        let no_channel =
+            self.allocation.imex == ImexChannel::Required && common.extras.imex.is_none();
+        driver
+            .filter(needed)
+            .cloned()
+            .or_else(|| self.unfit(&common.nodes))
+            .or(no_channel
+                .then(|| UnhealthyReason::NoImexChannel(extras::imex_channel(&self.dev_root))))
     }
 }
 
@@ -147,29 +208,17 @@ impl Inventory {
 
     /// The devices that stand for whole GPUs.
     pub fn devices(&self, node: &Node) -> DeviceSnapshot {
-        let common = Common {
-            nodes: node.dev_root.common(),
-            mounts: node
-                .driver
-                .as_ref()
-                .map(|supply| supply.mounts.clone())
-                .unwrap_or_default(),
-        };
-        let unfit = node.unfit(&common.nodes);
+        let common = node.common();
+        let amiss = node.amiss(&common);
+        let gives_nodes = node.allocation.gives_nodes();
         let devices = self.gpus.iter().map(|(uuid, entry)| {
-            let nodes: Vec<_> = entry
-                .gpu
-                .iter()
+            let gpu = entry.gpu.as_ref().filter(|_| gives_nodes);
+            let nodes: Vec<_> = gpu
                 .map(|gpu| node.dev_root.gpu(gpu.minor_number))
+                .into_iter()
                 .collect();
-            let unfit = unfit.clone().or_else(|| node.unfit(&nodes));
-            let reason = entry
-                .health
-                .health()
-                .reason()
-                .cloned()
-                .or_else(|| node.driver.as_ref().err().cloned())
-                .or(unfit);
+            let unfit = amiss.clone().or_else(|| node.unfit(&nodes));
+            let reason = entry.health.health().reason().cloned().or(unfit);
             Device {
                 id: uuid.into(),
                 uuid: uuid.clone(),

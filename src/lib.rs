@@ -25,3 +25,4 @@ pub mod readiness;
 pub mod report;
 pub mod shutdown;
 pub mod telemetry;
+pub mod uninstall;

@@ -8,7 +8,7 @@ use gpu_device_plugin::cli::{self, Command, Invocation};
 use gpu_device_plugin::config::Config;
 use gpu_device_plugin::monitor::nvml_opener;
 use gpu_device_plugin::shutdown::{Terminations, hangups};
-use gpu_device_plugin::{report, telemetry};
+use gpu_device_plugin::{report, telemetry, uninstall};
 use tokio::runtime::{Builder, Runtime};
 use tokio::time::timeout;
 use tracing::{error, info};
@@ -47,25 +47,23 @@ fn main() -> ExitCode {
         }
         Command::Driver { output } => {
             let works = report::driver::print(&config, output);
-            let code = |works| {
-                if works {
-                    ExitCode::SUCCESS
-                } else {
-                    ExitCode::from(FAILURE)
-                }
-            };
             finish(works.map(code), |error| eprintln!("error: {error:#}"))
         }
-        Command::Uninstall => {
-            eprintln!("error: not built yet");
-            ExitCode::from(FAILURE)
-        }
+        Command::Uninstall => code(uninstall::print(&config)),
         Command::Serve => {
             telemetry::init(log_format, log_level);
             finish(serve(config), |error| {
                 error!(error = format!("{error:#}"), "stopped");
             })
         }
+    }
+}
+
+fn code(good: bool) -> ExitCode {
+    if good {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(FAILURE)
     }
 }
 

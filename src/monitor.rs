@@ -8,6 +8,7 @@
 
 mod nodes;
 mod session;
+mod spec_file;
 mod subscription;
 mod tidy;
 
@@ -22,7 +23,7 @@ use tracing::{info, warn};
 use crate::config::Config;
 use crate::device::{DeviceSnapshot, UnhealthyReason};
 use crate::driver;
-use crate::driver::nodes::{Faults, Keeper};
+use crate::driver::nodes::Keeper;
 use crate::driver::supply::{InPlace, Origin, Supplier, Supply, SupplyError};
 use crate::gpu::calls::{self, Calls, Outcome};
 use crate::gpu::nvml::NvmlLibrary;
@@ -33,6 +34,8 @@ use crate::readiness::Readiness;
 use nodes::Nodes;
 
 use self::tidy::Tidy;
+
+use self::spec_file::SpecFile;
 
 /// The part of [`Readiness`] that the session is.
 const DRIVER: &str = "driver";
@@ -88,6 +91,8 @@ pub struct Monitor {
     tidy: Tidy,
     node: Node,
     nodes: Nodes,
+    /// Our CDI spec.
+    spec_file: SpecFile,
     /// Whether every GPU has been looked at once.
     complete: bool,
     snapshots: watch::Sender<Arc<DeviceSnapshot>>,
@@ -109,12 +114,13 @@ impl Monitor {
         readiness.missing(GPUS, "not enumerated yet");
         let mut inventory = Inventory::default();
         inventory.remember(Duration::ZERO, allocated);
-        let dev_root = config.paths.dev_root.clone();
         let supplier = Supplier::new(&config);
         let tidy = Tidy::new(config.driver.volume_grace);
         let keeper = Keeper::new(&config);
         let driver = Err(UnhealthyReason::NoDriver("driver not asked yet".into()));
+        let node = Node::new(&config, driver);
         Self {
+            spec_file: SpecFile::new(node.cdi_spec.clone(), readiness.clone()),
             open,
             config,
             metrics,
@@ -124,12 +130,8 @@ impl Monitor {
             inventory,
             supplier,
             tidy,
-            node: Node {
-                dev_root,
-                faults: Faults::default(),
-                driver,
-            },
             nodes: Nodes::new(keeper),
+            node,
             complete: false,
             snapshots: watch::Sender::default(),
         }
@@ -263,6 +265,8 @@ impl Monitor {
                     info!(version, files, %from, "driver files found");
                 }
             }
+            // NVIDIA's container runtime finds them by itself.
+            Err(_) if !self.node.allocation.gives_driver() => {}
             Err(error) => {
                 if self.readiness.missing(DRIVER_FILES, error.to_string()) {
                     warn!(version, %error, "no driver files");
@@ -318,8 +322,11 @@ impl Monitor {
         if !self.complete {
             return;
         }
-        let snapshot = self.inventory.devices(&self.node);
+        let mut snapshot = self.inventory.devices(&self.node);
         self.tell_nodes(&snapshot);
+        if !self.spec_file.keep(&mut snapshot) {
+            return;
+        }
         self.snapshots.send_if_modified(|last| {
             if **last == snapshot {
                 return false;

@@ -2,6 +2,7 @@
 
 pub mod driver;
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::sync::{Arc, mpsc};
 use std::thread;
@@ -81,9 +82,12 @@ struct DeviceReport {
 struct AllocateReport {
     devices: Vec<PathReport>,
     mounts: Vec<PathReport>,
+    environment: BTreeMap<String, String>,
+    annotations: BTreeMap<String, String>,
+    cdi_devices: Vec<String>,
 }
 
-#[derive(Debug, Serialize, PartialEq, Eq)]
+#[derive(Clone, Debug, Serialize, PartialEq, Eq)]
 struct PathReport {
     host_path: String,
     container_path: String,
@@ -111,12 +115,14 @@ fn read(config: &Config) -> anyhow::Result<Report> {
     if let Err(error) = &supply {
         problems.push(error.to_string());
     }
+    let supply = supply
+        .map(Arc::new)
+        .map_err(|error| UnhealthyReason::NoDriverFiles(error.to_string()));
     let node = Node {
-        dev_root: config.paths.dev_root.clone(),
+        // Serving writes it; this only looks.
+        cdi_spec: None,
         faults: Keeper::new(config).look(&inventory.minor_numbers()).faults,
-        driver: supply
-            .map(Arc::new)
-            .map_err(|error| UnhealthyReason::NoDriverFiles(error.to_string())),
+        ..Node::new(config, supply)
     };
     let snapshot = inventory.devices(&node);
     Ok(Report {
@@ -179,6 +185,9 @@ fn allocate_report(answer: ContainerAllocateResponse) -> AllocateReport {
     AllocateReport {
         devices: devices.collect(),
         mounts: mounts.collect(),
+        environment: answer.envs,
+        annotations: answer.annotations,
+        cdi_devices: answer.cdi_devices.into_iter().map(|d| d.name).collect(),
     }
 }
 
@@ -260,22 +269,64 @@ fn write_rows<const N: usize>(text: &mut String, rows: &[[String; N]]) -> std::f
     Ok(())
 }
 
-/// The device nodes differ by device; the mounts are the same for all.
+/// What differs by device stands with the device: of the mounts, those that
+/// name it. The others are the same for all.
 fn write_answers(text: &mut String, devices: &[DeviceReport]) -> std::fmt::Result {
     let answers = || {
         devices
             .iter()
             .filter_map(|device| Some((&device.id, device.allocate.as_ref()?)))
     };
+    let Some((_, first)) = answers().next() else {
+        return Ok(());
+    };
+    let mut shared = first.mounts.clone();
+    shared.retain(|mount| answers().all(|(_, answer)| answer.mounts.contains(mount)));
     for (id, answer) in answers() {
-        writeln!(text, "\nAllocate {id}: device nodes")?;
-        write_paths(text, &answer.devices)?;
+        write_answer(text, id, answer, &shared)?;
     }
-    if let Some((_, answer)) = answers().next() {
-        writeln!(text, "\nAllocate any of them: mounts")?;
-        write_paths(text, &answer.mounts)?;
+    write_section(text, "any of them", "mounts", &shared)
+}
+
+fn write_answer(
+    text: &mut String,
+    id: &str,
+    answer: &AllocateReport,
+    shared: &[PathReport],
+) -> std::fmt::Result {
+    let mut own = answer.mounts.clone();
+    own.retain(|mount| !shared.contains(mount));
+    write_section(text, id, "device nodes", &answer.devices)?;
+    write_section(text, id, "mounts", &own)?;
+    for (what, values) in [
+        ("environment", &answer.environment),
+        ("annotations", &answer.annotations),
+    ] {
+        if !values.is_empty() {
+            writeln!(text, "\nAllocate {id}: {what}")?;
+        }
+        for (name, value) in values {
+            writeln!(text, "  {name}={value}")?;
+        }
+    }
+    if !answer.cdi_devices.is_empty() {
+        let names = answer.cdi_devices.join("\n  ");
+        writeln!(text, "\nAllocate {id}: CDI devices\n  {names}")?;
     }
     Ok(())
+}
+
+fn write_section(
+    text: &mut String,
+    id: &str,
+    what: &str,
+    paths: &[PathReport],
+) -> std::fmt::Result {
+    if paths.is_empty() {
+        return Ok(());
+    }
+    writeln!(text, "\nAllocate {id}: {what}")?;
+    write_paths(text, paths)
 }
 
 fn write_paths(text: &mut String, paths: &[PathReport]) -> std::fmt::Result {

@@ -139,7 +139,7 @@ async fn what_keeps_a_node_from_being_made_is_said() {
     running.unready("modprobe nvidia-uvm").await;
     let uvm = running.node.dev().join("nvidia-uvm");
     assert!(!uvm.exists());
-    assert!(!running.node.root().join("state").exists());
+    assert!(!running.node.root().join("state/made-in-dev").exists());
 
     // Somebody else makes it.
     fs::write(&uvm, "").unwrap();

@@ -105,6 +105,56 @@ fn the_answer_names_nodes_and_libraries_that_exist() {
 }
 
 #[test]
+fn the_answer_by_other_ways_is_shown_and_no_spec_is_written() {
+    let node = SimulatedNode::new(2);
+    let strategies = "--device-list-strategy=volume-mounts,cdi-cri,cdi-annotations";
+    let output = devices(&node, &["--output", "json", strategies]);
+    let report: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let answer = &report["devices"][1]["allocate"];
+    let name = format!("gpu-device-plugin/gpu={}", node.uuid(1));
+    assert_eq!(answer["cdi_devices"], serde_json::json!([name]));
+    let annotations = answer["annotations"].as_object().unwrap();
+    assert_eq!(annotations.values().collect::<Vec<_>>(), [&name]);
+    let folder = "/var/run/nvidia-container-devices";
+    assert_eq!(answer["environment"]["NVIDIA_VISIBLE_DEVICES"], folder);
+    let volume = (format!("{folder}/{}", node.uuid(1)), "/dev/null".to_owned());
+    assert_eq!(paths(&report["devices"][1], "mounts"), [volume]);
+    assert_eq!(answer["devices"], serde_json::json!([]));
+    assert!(!node.cdi_root().exists());
+
+    let output = devices(&node, &[strategies]);
+    let text = String::from_utf8_lossy(&output.stdout);
+    for (gpu, what, line) in [
+        (
+            0,
+            "mounts",
+            format!("{folder}/{}  rw  /dev/null", node.uuid(0)),
+        ),
+        (
+            1,
+            "mounts",
+            format!("{folder}/{}  rw  /dev/null", node.uuid(1)),
+        ),
+        (1, "environment", format!("NVIDIA_VISIBLE_DEVICES={folder}")),
+        (
+            1,
+            "annotations",
+            format!("cdi.k8s.io/gpu-device-plugin_{}={name}", key(annotations)),
+        ),
+        (1, "CDI devices", name.clone()),
+    ] {
+        let section = format!("\nAllocate {}: {what}\n  {line}\n", node.uuid(gpu));
+        assert!(text.contains(&section), "no {section}in {text}");
+    }
+}
+
+/// What tells the key of the one annotation from others.
+fn key(annotations: &serde_json::Map<String, Value>) -> &str {
+    let key = annotations.keys().next().expect("an annotation");
+    key.rsplit('_').next().expect("a part")
+}
+
+#[test]
 fn one_gpu_that_cannot_be_read_leaves_the_others_and_is_listed_with_the_reason() {
     let node = SimulatedNode::new(3);
     node.fail(1, "nvmlDeviceGetMinorNumber", Return::Unknown);

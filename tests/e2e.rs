@@ -113,6 +113,35 @@ async fn pods_get_gpus_of_their_own_and_the_driver() {
     node.say("each sees its own device nodes and may use no other; the driver's libraries load");
 }
 
+/// By what the runtime reads in our CDI spec, and nothing else in the answer;
+/// also a container that starts again after the plugin's end.
+#[tokio::test(flavor = "multi_thread")]
+async fn pods_get_gpus_by_cdi() {
+    for strategy in ["cdi-cri", "cdi-annotations"] {
+        let Some(mut node) = Node::new(&format!("pods get GPUs by {strategy}"), 4) else {
+            return;
+        };
+        node.strategy = strategy;
+        node.start().await;
+        let first = node.run_pod("first", 1).await;
+        let second = node.run_pod("second", 2).await;
+        assert!(first.devices.is_disjoint(&second.devices));
+        for pod in [&first, &second] {
+            let findings = pod::findings(&node.machine.kubelet, &pod.name, 0).await;
+            node.assert_nodes(pod, &findings);
+            assert_simulated_driver(&node, &findings);
+            assert_plain_environment(&findings);
+        }
+        node.say(
+            "each sees its own device nodes and may use no other; the driver's libraries load",
+        );
+        node.end_plugin(libc::SIGTERM).await;
+        node.machine.kubelet.wait_allocatable(0).await;
+        node.say("the plugin is ended");
+        assert_restarts_with_its_device(&node, &first).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pod_gets_as_many_as_it_asks_for_or_none() {
     let Some(mut node) = Node::new("a pod gets as many as it asks for or none", 4) else {

@@ -1,20 +1,18 @@
 //! What a container gets with its devices, and how devices are listed.
 
-use std::collections::{BTreeSet, HashMap};
-use std::path::{Path, PathBuf};
+use std::collections::BTreeSet;
+use std::path::PathBuf;
 
 use tonic::{Code, Status};
 
 use crate::api::v1beta1;
 use crate::api::v1beta1::{
     AllocateRequest, AllocateResponse, ContainerAllocateRequest, ContainerAllocateResponse,
-    DeviceSpec, ListAndWatchResponse, Mount, NumaNode, TopologyInfo,
+    ListAndWatchResponse, NumaNode, TopologyInfo,
 };
-use crate::device::{Common, Device, DeviceNode, DeviceSnapshot, UnhealthyReason};
-use crate::driver::DriverMount;
+use crate::device::{Common, Device, DeviceSnapshot, UnhealthyReason};
 
-/// Read and write; no making of nodes.
-const PERMISSIONS: &str = "rw";
+use super::ways;
 
 /// Why devices are not given.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -36,6 +34,11 @@ pub enum AllocateError {
     /// A file that a container would get is gone since it was found.
     #[error("{0} does not exist any more; was the driver changed or its module unloaded?")]
     Gone(PathBuf),
+    /// The CDI spec that the answer would refer to is gone.
+    #[error(
+        "the CDI spec {0} does not exist; it is written again at once, unless /readyz says why not"
+    )]
+    NoSpec(PathBuf),
 }
 
 impl AllocateError {
@@ -44,9 +47,14 @@ impl AllocateError {
     pub fn into_status(self) -> Status {
         let code = match self {
             Self::Unknown(_) | Self::Empty => Code::InvalidArgument,
-            Self::Unhealthy { .. } | Self::Gone(_) => Code::FailedPrecondition,
+            Self::Unhealthy { .. } | Self::Gone(_) | Self::NoSpec(_) => Code::FailedPrecondition,
         };
         Status::new(code, self.to_string())
+    }
+
+    /// Whether the node is not what the snapshot says.
+    pub fn is_news(&self) -> bool {
+        matches!(self, Self::Gone(_) | Self::NoSpec(_))
     }
 }
 
@@ -86,17 +94,9 @@ fn allocate_container(
         .map(|id| usable(snapshot, id))
         .collect::<Result<Vec<_>, _>>()?;
     if !files_exist {
-        all_exist(snapshot, &devices)?;
+        all_exist(&snapshot.common, &devices)?;
     }
-    let Common { nodes, mounts } = &snapshot.common;
-    let own = devices.iter().flat_map(|device| &device.nodes);
-    Ok(ContainerAllocateResponse {
-        envs: HashMap::new(),
-        mounts: mounts.iter().map(mount).collect(),
-        devices: own.chain(nodes).map(device_spec).collect(),
-        annotations: HashMap::new(),
-        cdi_devices: Vec::new(),
-    })
+    Ok(ways::answer(&snapshot.common, &devices))
 }
 
 fn usable<'a>(snapshot: &'a DeviceSnapshot, id: &str) -> Result<&'a Device, AllocateError> {
@@ -112,39 +112,24 @@ fn usable<'a>(snapshot: &'a DeviceSnapshot, id: &str) -> Result<&'a Device, Allo
     }
 }
 
-fn device_spec(node: &DeviceNode) -> DeviceSpec {
-    DeviceSpec {
-        container_path: text(&node.container),
-        host_path: text(&node.host),
-        permissions: PERMISSIONS.into(),
-    }
-}
-
-fn mount(mount: &DriverMount) -> Mount {
-    Mount {
-        container_path: text(&mount.container),
-        host_path: text(&mount.host),
-        read_only: true,
-    }
-}
-
 /// A runtime makes a folder on the host of a path that is missing, and the
 /// container then finds a folder where it looks for a library.
-fn all_exist(snapshot: &DeviceSnapshot, devices: &[&Device]) -> Result<(), AllocateError> {
-    let Common { nodes, mounts } = &snapshot.common;
+///
+/// What the CDI spec names is looked at as well: a container could not start
+/// without, and the next spec is without it.
+fn all_exist(common: &Common, devices: &[&Device]) -> Result<(), AllocateError> {
     let own = devices.iter().flat_map(|device| &device.nodes);
-    let nodes = own.chain(nodes).map(|node| (&node.here, &node.host));
-    let mounts = mounts.iter().map(|mount| (&mount.here, &mount.host));
-    match nodes.chain(mounts).find(|(here, _)| !here.exists()) {
-        None => Ok(()),
-        Some((_, host)) => Err(AllocateError::Gone(host.clone())),
+    let nodes = own.chain(common.all_nodes());
+    let nodes = nodes.map(|node| (&node.here, &node.host));
+    let mounts = common.all_mounts();
+    let mounts = mounts.map(|mount| (&mount.here, &mount.host));
+    if let Some((_, host)) = nodes.chain(mounts).find(|(here, _)| !here.exists()) {
+        return Err(AllocateError::Gone(host.clone()));
     }
-}
-
-/// The kubelet's messages are UTF-8; the paths come from the operator's flags,
-/// which are, and from names that we look for.
-fn text(path: &Path) -> String {
-    path.to_string_lossy().into_owned()
+    match &common.cdi_spec {
+        Some(spec) if !spec.here.exists() => Err(AllocateError::NoSpec(spec.host.clone())),
+        _ => Ok(()),
+    }
 }
 
 /// The whole list of a resource's devices, sorted by ID.

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::allocate::ways::ANNOTATION_NAME;
 use crate::config::HostFolder;
 use crate::driver::DriverRoot;
 use crate::driver::nodes::DevRoot;
@@ -127,22 +128,14 @@ pub(super) fn resource_name(text: &str) -> Result<String, String> {
         return Err("begins with requests., which the kubelet refuses".into());
     }
     // The kubelet checks the name with "requests." before it: 253 in all.
-    let label = |label: &str| {
-        label.len() <= 63
-            && edges(label, |letter| {
-                letter.is_ascii_lowercase() || letter.is_ascii_digit()
-            })
-            && label
-                .bytes()
-                .all(|l| l.is_ascii_lowercase() || l.is_ascii_digit() || l == b'-')
-    };
-    if domain.len() > 253 - "requests.".len() || !domain.split('.').all(label) {
+    if domain.len() > 253 - "requests.".len() || !is_domain(domain) {
         return Err(format!(
             "has a domain, {domain:?}, that is no DNS name in lower case"
         ));
     }
-    let letters = |letter: u8| letter.is_ascii_alphanumeric() || b"-_.".contains(&letter);
-    if name.len() > 63 || !edges(name, |l| l.is_ascii_alphanumeric()) || !name.bytes().all(letters)
+    if name.len() > 63
+        || !edges(name, |l| l.is_ascii_alphanumeric())
+        || !name.bytes().all(in_a_name)
     {
         return Err(
             "has a name after the slash that is not 1 to 63 letters, digits, '-', '_' or '.', with a letter or digit at both ends"
@@ -150,6 +143,44 @@ pub(super) fn resource_name(text: &str) -> Result<String, String> {
         );
     }
     Ok(text.into())
+}
+
+/// What a CDI annotation's key may begin with: the whole has to be a key that
+/// Kubernetes takes (its pkg/api/validation/objectmeta.go, as CDI restates it).
+pub(super) fn annotation_prefix(text: &str) -> Result<String, String> {
+    let (domain, name) = match text.split_once('/') {
+        Some((domain, name)) => (Some(domain), name),
+        None => (None, text),
+    };
+    if domain.is_some_and(|domain| domain.len() > 253 || !is_domain(domain)) {
+        return Err("has no DNS name in lower case before the slash".into());
+    }
+    let room = 63 - ANNOTATION_NAME;
+    let first = name.bytes().next();
+    if name.len() > room
+        || first.is_some_and(|letter| !letter.is_ascii_alphanumeric())
+        || !name.bytes().all(in_a_name)
+    {
+        return Err(format!(
+            "is not a domain and a slash, with at most {room} letters, digits, '-', '_' or '.' behind them, a letter or digit first"
+        ));
+    }
+    Ok(text.into())
+}
+
+/// A DNS name in lower case.
+fn is_domain(text: &str) -> bool {
+    let letter = |letter: u8| letter.is_ascii_lowercase() || letter.is_ascii_digit();
+    let label = |label: &str| {
+        let mut letters = label.bytes();
+        label.len() <= 63 && edges(label, letter) && letters.all(|l| letter(l) || l == b'-')
+    };
+    text.split('.').all(label)
+}
+
+/// A letter of the name of a resource or an annotation.
+fn in_a_name(letter: u8) -> bool {
+    letter.is_ascii_alphanumeric() || b"-_.".contains(&letter)
 }
 
 /// Words of `all`, separated by commas.
@@ -237,6 +268,19 @@ mod tests {
         }
         assert!(resource_name(&format!("nvidia.com/{}", "g".repeat(64))).is_err());
         assert!(resource_name(&format!("{}/gpu", "a.".repeat(124) + "com")).is_err());
+    }
+
+    #[test]
+    fn annotations_have_keys_that_kubernetes_takes() {
+        for good in ["cdi.k8s.io/", "", "x/", "nvidia.cdi.k8s.io/a-b_c.", "a"] {
+            assert_eq!(annotation_prefix(good).as_deref(), Ok(good));
+        }
+        for bad in ["/", "CDI.k8s.io/", "a/b/c", "a/-b", "a/ ", "-", "cdi..io/"] {
+            assert!(annotation_prefix(bad).is_err(), "{bad}");
+        }
+        let room = 63 - ANNOTATION_NAME;
+        assert!(annotation_prefix(&format!("a/{}", "b".repeat(room))).is_ok());
+        assert!(annotation_prefix(&format!("a/{}", "b".repeat(room + 1))).is_err());
     }
 
     #[test]

@@ -115,7 +115,8 @@ impl DevRoot {
         root.unwrap_or(Path::new("/")).join(rest)
     }
 
-    fn node(&self, name: &str) -> DeviceNode {
+    /// The node of this name in `dev`, there or not.
+    pub(super) fn node(&self, name: &str) -> DeviceNode {
         let path = Path::new("dev").join(name);
         DeviceNode {
             host: self.host.join(&path),

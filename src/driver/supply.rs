@@ -6,7 +6,8 @@ use std::path::Path;
 
 use rustix::fs::statfs;
 
-use super::capabilities::Capabilities;
+use super::capabilities::{Capabilities, Capability};
+use super::sockets::Sockets;
 use super::volume::{Source, Volume, VolumeError, Volumes};
 use super::{DriverError, DriverFiles, DriverMount, DriverRoot};
 use crate::config::{Config, VolumeMode};
@@ -20,6 +21,8 @@ pub struct Supply {
     pub mounts: Vec<DriverMount>,
     /// Where they are taken from.
     pub from: Origin,
+    /// Folders of the driver's daemons that were there.
+    sockets: Vec<&'static str>,
 }
 
 /// Where containers get a driver's files from.
@@ -62,17 +65,28 @@ pub struct Supplier {
     capabilities: Capabilities,
     mode: VolumeMode,
     volumes: Volumes,
+    /// Where containers are given them.
+    sockets: Option<Sockets>,
 }
 
 impl Supplier {
     /// As the configuration says. Touches nothing.
     #[must_use]
     pub fn new(config: &Config) -> Self {
+        let wanted = config.driver.capabilities.contains(Capability::Utility)
+            && config.driver.volume != VolumeMode::Never
+            && config.allocation.gives_driver();
         Self {
             root: config.paths.driver_root.clone(),
             capabilities: config.driver.capabilities.clone(),
-            mode: config.driver.volume,
+            // NVIDIA's container runtime brings the files by itself.
+            mode: if config.allocation.gives_driver() {
+                config.driver.volume
+            } else {
+                VolumeMode::Never
+            },
             volumes: Volumes::new(config.paths.state_dir.join("driver")),
+            sockets: wanted.then(|| Sockets::new(&config.paths)),
         }
     }
 
@@ -91,7 +105,10 @@ impl Supplier {
     pub fn supply(&self, version: &str) -> Result<Supply, SupplyError> {
         let files = match self.files(version) {
             Ok(files) => files,
-            Err(error) => return self.left_over(version).ok_or(error.into()),
+            Err(error) => {
+                let left = self.left_over(version).ok_or(error)?;
+                return Ok(self.with_sockets(left));
+            }
         };
         let from = match (self.mode, immutable(&files)) {
             (VolumeMode::Never, _) => Origin::InPlace(InPlace::Asked),
@@ -102,7 +119,23 @@ impl Supplier {
                 Err(error) => return Err(error.into()),
             },
         };
-        Ok(Supply::new(files, from))
+        Ok(self.with_sockets(Supply::new(files, from)))
+    }
+
+    /// Adds the folders of the driver's daemons.
+    fn with_sockets(&self, mut supply: Supply) -> Supply {
+        if let Some(sockets) = &self.sockets {
+            supply.sockets = sockets.there();
+            supply.mounts.extend(sockets.mounts());
+        }
+        supply
+    }
+
+    /// Whether `supply` is what containers would be given now, too.
+    #[must_use]
+    pub fn is_current(&self, supply: &Supply) -> bool {
+        let sockets = self.sockets.as_ref();
+        supply.is_there() && sockets.is_none_or(|sockets| sockets.there() == supply.sockets)
     }
 
     /// The same without making anything: where there is no volume yet, the files
@@ -153,6 +186,7 @@ impl Supply {
             mounts: files.mounts(volume),
             files,
             from,
+            sockets: Vec::new(),
         }
     }
 

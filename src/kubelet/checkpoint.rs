@@ -35,6 +35,8 @@ struct Data {
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct Entry {
+    #[serde(rename = "PodUID", default)]
+    pod_uid: String,
     resource_name: String,
     /// By NUMA node.
     #[serde(rename = "DeviceIDs", default)]
@@ -61,12 +63,22 @@ pub fn allocated(folder: &Path, resource: &str) -> anyhow::Result<BTreeSet<Strin
 /// What of the host the kubelet would mount for pods again, of all resources,
 /// by the answers in the checkpoint in `folder`.
 ///
+/// The kubelet forgets a pod that is gone at once, but writes so only with its
+/// next allocation (Kubernetes' pkg/kubelet/cm/devicemanager/manager.go,
+/// `UpdateAllocatedDevices`). So a pod counts as gone where the kubelet has a
+/// folder of `pods`, one a pod by its UID, and none for it.
+///
 /// # Errors
 ///
 /// The file is there and could not be read or understood in full.
-pub fn host_paths(folder: &Path) -> anyhow::Result<BTreeSet<PathBuf>> {
+pub fn host_paths(folder: &Path, pods: &Path) -> anyhow::Result<BTreeSet<PathBuf>> {
+    let known = pods.is_dir();
+    let gone = |uid: &str| known && !uid.is_empty() && !pods.join(uid).exists();
     let mut paths = BTreeSet::new();
     for entry in entries(folder)? {
+        if gone(&entry.pod_uid) {
+            continue;
+        }
         let answer = match entry.alloc_resp {
             serde_json::Value::Null => continue,
             serde_json::Value::String(text) => STANDARD.decode(text)?,
@@ -139,18 +151,24 @@ mod tests {
         };
         let entries = |answer: &str| {
             let text = format!(
-                r#"{{"Data":{{"PodDeviceEntries":[{{"ResourceName":"a/b","AllocResp":"{answer}"}}]}}}}"#
+                r#"{{"Data":{{"PodDeviceEntries":[{{"PodUID":"uid","ResourceName":"a/b","AllocResp":"{answer}"}}]}}}}"#
             );
             std::fs::write(dir.path().join(FILE), text).unwrap();
-            host_paths(dir.path())
+            host_paths(dir.path(), &dir.path().join("pods"))
         };
         let paths = entries(&STANDARD.encode(answer.encode_to_vec())).unwrap();
         assert!(paths.contains(Path::new("/state/driver/550.1-aa/lib64/libcuda.so.1")));
+        let held = STANDARD.encode(answer.encode_to_vec());
+        std::fs::create_dir_all(dir.path().join("pods/uid")).unwrap();
+        assert_eq!(entries(&held).unwrap().len(), 1);
+        std::fs::remove_dir(dir.path().join("pods/uid")).unwrap();
+        assert_eq!(entries(&held).unwrap().len(), 0, "of a pod that is gone");
+        std::fs::remove_dir(dir.path().join("pods")).unwrap();
         assert_eq!(entries("").unwrap().len(), 0);
         assert!(entries("no base64").is_err());
         assert!(entries("AAAA").is_err(), "no answer");
         std::fs::remove_file(dir.path().join(FILE)).unwrap();
-        assert!(host_paths(dir.path()).unwrap().is_empty());
+        assert!(host_paths(dir.path(), dir.path()).unwrap().is_empty());
     }
 
     #[test]

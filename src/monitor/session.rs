@@ -123,6 +123,11 @@ impl<'a> Session<'a> {
                 outcome = self.calls.next() => self.came_back(outcome),
                 outcome = self.supplies.next() => { self.supplied(outcome); None }
                 notice = self.events.next() => { self.noticed(notice); None }
+                written = self.monitor.spec_file.next() => {
+                    self.monitor.spec_file.came_back(written);
+                    self.monitor.publish();
+                    None
+                }
                 _ = poll.tick() => self.poll(),
                 () = rescan.notified() => {
                     self.scan_due = true;
@@ -185,7 +190,7 @@ impl<'a> Session<'a> {
                 .node
                 .driver
                 .as_ref()
-                .is_ok_and(|supply| !supply.is_there())
+                .is_ok_and(|supply| !self.monitor.supplier.is_current(supply))
             || self.monitor.node.driver.is_err()
     }
 

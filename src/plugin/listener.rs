@@ -26,10 +26,13 @@ pub const LONGEST_PATH: usize = 107;
 /// How long connections have to end by themselves when a server is retired.
 const GRACE: Duration = Duration::from_millis(200);
 
+/// What the names of all sockets of this program begin with.
+pub const SOCKET_PREFIX: &str = "gpu-device-plugin-";
+
 /// What the names of all sockets for a resource begin with, whichever process
 /// made them.
 pub fn socket_prefix(resource: &str) -> String {
-    format!("gpu-device-plugin-{}-", resource.replace('/', "_"))
+    format!("{SOCKET_PREFIX}{}-", resource.replace('/', "_"))
 }
 
 /// A socket name of this process' own. Two copies of this program may run for

@@ -11,7 +11,7 @@ use tracing::info;
 
 use super::connection::ConnectionInfo;
 use super::streams::{Streams, Ticket};
-use crate::allocate::response::{self, AllocateError};
+use crate::allocate::response;
 use crate::allocate::seen::LastSeen;
 use crate::api::v1beta1::device_plugin_server::DevicePlugin;
 use crate::api::v1beta1::{
@@ -92,7 +92,7 @@ impl DevicePlugin for Service {
         let answer = response::allocate(&snapshot, &request, self.seen.exist(&snapshot)).map_err(
             |error| {
                 info!(resource = self.resource, %error, "allocation refused");
-                if matches!(error, AllocateError::Gone(_)) {
+                if error.is_news() {
                     // Not at the next poll: controllers make pods faster than that.
                     self.rescan.notify_one();
                 }

@@ -347,6 +347,43 @@ impl SimulatedNode {
         self.root().join("device-plugins")
     }
 
+    /// The folder of CDI specs, which need not exist.
+    pub fn cdi_root(&self) -> PathBuf {
+        self.root().join("cdi")
+    }
+
+    /// Flags that have the node's folder as the host's `/`: what the plugin
+    /// tells of the host is the same on every node then.
+    pub fn as_host_root(&self) -> Vec<String> {
+        let root = self.root().display().to_string();
+        let flags = [
+            ["--host-root", &root],
+            ["--driver-root", "/driver-root"],
+            ["--dev-root", "/dev-root"],
+            ["--cdi-root", "/cdi"],
+        ];
+        flags.concat().into_iter().map(str::to_owned).collect()
+    }
+
+    /// Adds what a node with GPUDirect Storage, GDRCopy, InfiniBand and IMEX
+    /// has beside its GPUs.
+    pub fn add_extras(&self) {
+        for file in [
+            "dev-root/dev/nvidia-fs0",
+            "dev-root/dev/nvidia-fs1",
+            "dev-root/dev/gdrdrv",
+            "dev-root/dev/infiniband/uverbs0",
+            "dev-root/dev/infiniband/rdma_cm",
+            "dev-root/dev/nvidia-caps-imex-channels/channel0",
+            "run/udev/data/b8:0",
+            "etc/cufile.json",
+        ] {
+            let file = self.root().join(file);
+            fs::create_dir_all(file.parent().expect("a folder")).expect("create a folder");
+            write(&file, "");
+        }
+    }
+
     /// What tells the plugin that this is its node. Flags given later would be
     /// repetitions: it listens on a port of its own, and polls often.
     pub fn plugin_arguments(&self) -> Vec<OsString> {
@@ -355,10 +392,10 @@ impl SimulatedNode {
             ("--nvml-library", self.nvml_library()),
             ("--driver-root", self.driver_root()),
             ("--dev-root", self.dev_root()),
+            ("--cdi-root", self.cdi_root()),
             ("--sysfs-root", self.sys()),
             ("--procfs-root", self.proc()),
             ("--state-dir", self.state_dir()),
-            ("--cdi-root", self.root().join("cdi")),
             ("--dev-char-root", self.dev().join("char")),
         ];
         let texts = [

@@ -84,7 +84,12 @@ impl Running {
 
     /// Starts the plugin anew, after its end.
     pub async fn start_plugin(&mut self) {
-        self.plugin = spawn(&self.node, &[]);
+        self.start_plugin_with(&[]).await;
+    }
+
+    /// The same with other flags than before.
+    pub async fn start_plugin_with(&mut self, extra: &[&str]) {
+        self.plugin = spawn(&self.node, extra);
         self.http = http_address(&self.plugin).await;
     }
 
@@ -304,13 +309,18 @@ fn cpu_ticks(pid: u32) -> u64 {
 /// Starts the plugin's binary on the node. Flags in `extra` take the place of
 /// the node's own, and may not be repeated.
 pub fn spawn(node: &SimulatedNode, extra: &[&str]) -> PluginProcess {
+    PluginProcess::spawn(program(), arguments(node, extra), &[]).expect("start the plugin")
+}
+
+/// The node's own arguments, but for those that `extra` has too, and then these.
+pub fn arguments(node: &SimulatedNode, extra: &[&str]) -> Vec<OsString> {
     let own = node.plugin_arguments();
     let kept = own
         .chunks(2)
         .filter(|pair| !extra.iter().any(|flag| pair[0] == *flag));
     let mut arguments: Vec<OsString> = kept.flatten().cloned().collect();
     arguments.extend(extra.iter().map(OsString::from));
-    PluginProcess::spawn(program(), arguments, &[]).expect("start the plugin")
+    arguments
 }
 
 /// The plugin's binary: Cargo names it to tests and benches only.

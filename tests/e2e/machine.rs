@@ -15,6 +15,9 @@ use super::kubelet::Kubelet;
 use super::wait::LONG;
 use crate::common::system;
 
+/// Where this runtime looks for CDI specs, below the machine's folder.
+pub const CDI_FOLDER: &str = "cdi";
+
 /// Dropped, it ends all pods, the kubelet and the runtime, and leaves the
 /// machine as it was. What nobody should have left fails the test.
 #[derive(Debug)]
@@ -184,6 +187,8 @@ path = "{folder}/opt"
 conf_dir = "{folder}/no-network"
 [plugins."{runtime}"]
 restrict_oom_score_adj = true
+enable_cdi = true
+cdi_spec_dirs = ["{folder}/{CDI_FOLDER}"]
 {sandbox}
 "#,
         socket = socket.display()

@@ -8,7 +8,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use super::host;
-use super::machine::{Machine, Turn};
+use super::machine::{CDI_FOLDER, Machine, Turn};
 use super::pod::{self, Pod};
 use super::wait::{LONG, eventually};
 use crate::common::device_nodes::DeviceNodes;
@@ -27,6 +27,8 @@ pub struct Node {
     pub gpus: SimulatedNode,
     driver_root: PathBuf,
     nodes: DeviceNodes,
+    /// What the plugin gets a container its devices by.
+    pub strategy: &'static str,
     began: Instant,
 }
 
@@ -65,6 +67,7 @@ impl Node {
             nodes: DeviceNodes::make(&machine.folder().join("dev-root/dev"), gpus),
             machine,
             plugin: None,
+            strategy: "mounts",
             driver_root: driver.map_or_else(|| simulated.driver_root(), |(root, _)| root),
             gpus: simulated,
             began,
@@ -75,6 +78,11 @@ impl Node {
 
     fn dev_root(&self) -> PathBuf {
         self.machine.folder().join("dev-root")
+    }
+
+    /// Where the runtime looks for CDI specs.
+    pub fn cdi_root(&self) -> PathBuf {
+        self.machine.folder().join(CDI_FOLDER)
     }
 
     /// A line of the transcript.
@@ -99,6 +107,9 @@ impl Node {
             .arg(self.gpus.sys())
             .arg("--procfs-root")
             .arg(self.gpus.proc())
+            .arg("--cdi-root")
+            .arg(self.cdi_root())
+            .args(["--device-list-strategy", self.strategy])
             .args(["--http-listen", "127.0.0.1:0"])
             .args(["--health-poll-interval", "100ms"]);
         let plugin = PluginProcess::start(command.into()).expect("start the plugin");

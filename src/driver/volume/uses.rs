@@ -9,7 +9,7 @@ use std::fs;
 use std::io;
 use std::path::{Component, Path, PathBuf};
 
-use crate::config::HostPaths;
+use crate::config::{HostFolder, HostPaths};
 use crate::kubelet::checkpoint;
 
 /// The link of a process in the first PID namespace of the machine
@@ -64,7 +64,7 @@ impl Uses {
             );
         }
         Ok(Self {
-            answers: checkpoint::host_paths(&paths.device_plugin_dir)?,
+            answers: checkpoint::host_paths(&paths.device_plugin_dir, &pods(paths))?,
             mounts: mounts(&procfs)?,
         })
     }
@@ -82,15 +82,31 @@ impl Uses {
     }
 }
 
+/// The kubelet's folder of pods, beside that of its device plugins. That one is
+/// seen under the host's own name, and this one below the host's root only.
+fn pods(paths: &HostPaths) -> PathBuf {
+    let kubelet = paths.device_plugin_dir.parent();
+    let pods = kubelet.unwrap_or(Path::new("/")).join("pods");
+    HostFolder::below(&paths.host_root, pods).here
+}
+
 fn has_part(path: &Path, name: &str) -> bool {
     let mut parts = path.components();
     parts.any(|part| matches!(part, Component::Normal(part) if part == name))
 }
 
-/// Whether every process of the machine is seen, and not only a container's.
+/// Whether every process of the machine is seen, and not only a container's:
+/// that of process 1 is the first namespace, or this process is in that one and
+/// known by its own number (what is of process 1 may be denied even to root, if
+/// that has the greater rights).
 fn shows_the_machine(procfs: &Path) -> bool {
-    let link = fs::read_link(procfs.join("1/ns/pid"));
-    link.is_ok_and(|link| link == Path::new(FIRST_PID_NAMESPACE))
+    let is_first = |process: &str| {
+        let link = fs::read_link(procfs.join(process).join("ns/pid"));
+        link.is_ok_and(|link| link == Path::new(FIRST_PID_NAMESPACE))
+    };
+    let own = fs::read_link(procfs.join("self"));
+    let own_number = std::process::id().to_string();
+    is_first("1") || is_first("self") && own.is_ok_and(|own| own == Path::new(&own_number))
 }
 
 /// The roots of all mounts of all mount namespaces that a process is in.
@@ -103,10 +119,10 @@ fn mounts(procfs: &Path) -> anyhow::Result<BTreeMap<PathBuf, u32>> {
             continue;
         };
         let process = procfs.join(&name);
-        let Some(namespace) = still_there(fs::read_link(process.join("ns/mnt")))? else {
-            continue;
-        };
-        if !seen.insert(namespace) {
+        // Spares reading the same mounts again, where it may be known.
+        if let Ok(namespace) = fs::read_link(process.join("ns/mnt"))
+            && !seen.insert(namespace)
+        {
             continue;
         }
         let text = still_there(fs::read_to_string(process.join("mountinfo")))?;

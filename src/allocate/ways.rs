@@ -1,0 +1,152 @@
+//! What each way in adds to an answer, in the meaning that NVIDIA's device
+//! plugin gave the words (its internal/plugin/server.go).
+
+use crate::api::v1beta1::{CdiDevice, ContainerAllocateResponse, DeviceSpec, Mount};
+use crate::config::{DeviceIdStrategy, DeviceListStrategy, Extra};
+use crate::device::{Common, Device, DeviceNode, text};
+use crate::driver::extras::IMEX_CHANNEL;
+use crate::driver::{DriverMount, cdi};
+
+/// What NVIDIA's container runtime reads the devices from.
+const VISIBLE_DEVICES: &str = "NVIDIA_VISIBLE_DEVICES";
+/// The same for IMEX channels.
+const IMEX_CHANNELS: &str = "NVIDIA_IMEX_CHANNELS";
+
+/// The folder whose mounts NVIDIA's container runtime takes for devices, and
+/// what is mounted there.
+const VOLUMES: &str = "/var/run/nvidia-container-devices";
+const VOLUME: &str = "/dev/null";
+
+/// What the name of a CDI annotation begins with, after its prefix.
+const ANNOTATION: &str = "gpu-device-plugin_";
+/// The length of that name.
+pub(crate) const ANNOTATION_NAME: usize = ANNOTATION.len() + 16;
+
+/// The answer about these devices, which are sorted by ID. The same devices
+/// give the same answer.
+pub(super) fn answer(common: &Common, devices: &[&Device]) -> ContainerAllocateResponse {
+    let options = &common.allocation;
+    let names = || names(devices, options.device_ids);
+    let mut answer = ContainerAllocateResponse::default();
+    for strategy in &options.strategies {
+        match strategy {
+            DeviceListStrategy::Mounts => answer.mounts.extend(common.all_mounts().map(mount)),
+            DeviceListStrategy::Envvar => by_variables(&mut answer, common, &names()),
+            DeviceListStrategy::VolumeMounts => by_volumes(&mut answer, common, &names()),
+            DeviceListStrategy::CdiAnnotations => {
+                let key = annotation_key(&options.cdi_annotation_prefix, devices);
+                let value = qualified(&names()).join(",");
+                answer.annotations.insert(key, value);
+            }
+            DeviceListStrategy::CdiCri => {
+                let names = qualified(&names()).into_iter();
+                answer.cdi_devices = names.map(|name| CdiDevice { name }).collect();
+            }
+        }
+    }
+    if options.answers_nodes() {
+        let own = devices.iter().flat_map(|device| &device.nodes);
+        let nodes = own.chain(common.all_nodes());
+        answer.devices = nodes.map(device_spec).collect();
+    }
+    answer
+}
+
+/// What a runtime knows these devices by, indexes in their order. A healthy
+/// device has an index.
+fn names(devices: &[&Device], by: DeviceIdStrategy) -> Vec<String> {
+    let mut devices = devices.to_vec();
+    if by == DeviceIdStrategy::Index {
+        devices.sort_by_key(|device| device.gpu.as_ref().map(|gpu| gpu.index));
+    }
+    let names = devices.iter();
+    names
+        .filter_map(|device| cdi::device_name(device, by))
+        .collect()
+}
+
+fn qualified(names: &[String]) -> Vec<String> {
+    let names = names.iter();
+    names.map(|name| cdi::qualified_name(name)).collect()
+}
+
+fn by_variables(answer: &mut ContainerAllocateResponse, common: &Common, names: &[String]) {
+    set(answer, VISIBLE_DEVICES, &names.join(","));
+    if common.extras.imex.is_some() {
+        set(answer, IMEX_CHANNELS, &IMEX_CHANNEL.to_string());
+    }
+    extras(answer, common);
+}
+
+/// Beside `envvar`, its variable says where the volumes are, as in NVIDIA's
+/// device plugin.
+fn by_volumes(answer: &mut ContainerAllocateResponse, common: &Common, names: &[String]) {
+    set(answer, VISIBLE_DEVICES, VOLUMES);
+    let channel = common.extras.imex.as_ref();
+    let channel = channel.map(|_| format!("imex/{IMEX_CHANNEL}"));
+    let volumes = names.iter().chain(&channel).map(|name| Mount {
+        container_path: format!("{VOLUMES}/{name}"),
+        host_path: VOLUME.into(),
+        read_only: false,
+    });
+    answer.mounts.extend(volumes);
+    extras(answer, common);
+}
+
+/// NVIDIA's container runtime finds them by itself.
+fn extras(answer: &mut ContainerAllocateResponse, common: &Common) {
+    for extra in &common.allocation.extras {
+        let variable = match extra {
+            Extra::Gds => "NVIDIA_GDS",
+            Extra::Gdrcopy => "NVIDIA_GDRCOPY",
+            Extra::Mofed => "NVIDIA_MOFED",
+        };
+        set(answer, variable, "enabled");
+    }
+}
+
+fn set(answer: &mut ContainerAllocateResponse, variable: &str, value: &str) {
+    answer.envs.insert(variable.into(), value.into());
+}
+
+/// A key of its own for each set of devices, as a container may be given
+/// devices of several resources; and the same for the same, over restarts.
+fn annotation_key(prefix: &str, devices: &[&Device]) -> String {
+    let ids: Vec<_> = devices.iter().map(|device| device.id.as_str()).collect();
+    format!("{prefix}{ANNOTATION}{:016x}", fnv1a(&ids.join(",")))
+}
+
+/// FNV-1a, 64 bits: <http://www.isthe.com/chongo/tech/comp/fnv/>. The standard
+/// library's hash may be another in its next version.
+fn fnv1a(text: &str) -> u64 {
+    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    })
+}
+
+fn device_spec(node: &DeviceNode) -> DeviceSpec {
+    DeviceSpec {
+        container_path: text(&node.container),
+        host_path: text(&node.host),
+        permissions: DeviceNode::PERMISSIONS.into(),
+    }
+}
+
+fn mount(mount: &DriverMount) -> Mount {
+    Mount {
+        container_path: text(&mount.container),
+        host_path: text(&mount.host),
+        read_only: true,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_hash_is_the_published_one() {
+        assert_eq!(fnv1a(""), 0xcbf2_9ce4_8422_2325);
+        assert_eq!(fnv1a("foobar"), 0x8594_4171_f739_67e8);
+    }
+}

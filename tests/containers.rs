@@ -17,9 +17,21 @@
     reason = "also a test's helpers fail by panicking"
 )]
 
+#[path = "e2e/image.rs"]
+mod archive;
 mod common;
+#[path = "containers/containerd.rs"]
+mod containerd;
+#[path = "containers/cri.rs"]
+mod cri;
+#[allow(dead_code, reason = "tests/e2e.rs uses all of it")]
+#[path = "e2e/daemon.rs"]
+mod daemon;
 #[path = "containers/driver.rs"]
 mod driver;
+#[allow(dead_code, reason = "tests/e2e.rs uses all of it")]
+#[path = "e2e/host.rs"]
+mod host;
 #[path = "containers/image.rs"]
 mod image;
 #[path = "containers/memory.rs"]
@@ -28,14 +40,21 @@ mod memory;
 mod node;
 #[path = "containers/runtime.rs"]
 mod runtime;
+#[allow(dead_code, reason = "tests/e2e.rs uses all of it")]
+#[path = "e2e/wait.rs"]
+mod wait;
 
-use common::probe::LIBRARY_FOLDER;
+use std::fs;
+
+use common::probe::{Findings, LIBRARY_FOLDER};
 use common::system::skip;
+use containerd::Containerd;
 use driver::{drivers, newest};
 use image::{Image, LIB64, Layout};
 use memory::Memory;
-use node::{Node, OWN_FOLDER, Setup, assert_without_module};
+use node::{Node, OWN_FOLDER, Setup, assert_without_module, questions};
 use runtime::{Setting, User, run};
+use tonic::Code;
 
 // === Libraries ===
 
@@ -316,6 +335,130 @@ async fn files_in_place_work_the_same() {
             node.assert_driver(&image, User::Root.into()).await;
         }
     }
+}
+
+// === containerd, as a kubelet asks it ===
+
+/// By each way in that needs no software of NVIDIA's: the same answer of the same
+/// volume, as runc alone applies it.
+#[tokio::test(flavor = "multi_thread")]
+async fn containerd_gives_what_runc_alone_gives() {
+    const TEST: &str = "containerd_gives_what_runc_alone_gives";
+    let Some(driver) = newest(TEST) else {
+        return;
+    };
+    let Some(mut containerd) = Containerd::start(TEST).await else {
+        return;
+    };
+    let state = tempfile::tempdir().expect("create a state folder");
+    let setup = |strategy, capabilities| Setup {
+        strategy,
+        capabilities,
+        cdi: Some(containerd.cdi_folder()),
+        state: Some(state.path().to_owned()),
+        ..Setup::default()
+    };
+    let setups = ["compute,utility", "all"].map(|capabilities| {
+        ["mounts", "cdi-cri", "cdi-annotations"].map(|strategy| setup(strategy, capabilities))
+    });
+    let image = Image::of_this_machine();
+    for [mounts, cri, annotations] in setups {
+        let node = Node::start_with(&driver, mounts).await;
+        let mounts = node.allocate(&[0]).await;
+        let questions = questions(&mounts, &image);
+        let settings = [(User::Root, true), (User::Other, false)];
+        let settings = settings.map(|(user, read_only)| Setting { user, read_only });
+        let by_runc = settings.map(|setting| node.run(&mounts, &image, setting));
+        for (setting, by_runc) in settings.into_iter().zip(&by_runc) {
+            let found = containerd.run(&mounts, setting, &questions).await;
+            let found = found.expect("a container");
+            node.assert_findings(&mounts, &image, setting.user, &found);
+            assert_same(&found, by_runc);
+        }
+        drop(node);
+        for setup in [cri, annotations] {
+            println!("{}", setup.strategy);
+            let node = Node::start_with(&driver, setup).await;
+            let answer = node.allocate(&[0]).await;
+            assert!(
+                answer.mounts.is_empty() && answer.devices.is_empty(),
+                "{answer:?}"
+            );
+            for (setting, by_runc) in settings.into_iter().zip(&by_runc) {
+                let found = containerd.run(&answer, setting, &questions).await;
+                assert_same(&found.expect("a container"), by_runc);
+            }
+        }
+    }
+}
+
+/// That the devices came by the spec: without it there is no container.
+#[tokio::test(flavor = "multi_thread")]
+async fn containerd_refuses_a_container_whose_cdi_spec_is_gone() {
+    const TEST: &str = "containerd_refuses_a_container_whose_cdi_spec_is_gone";
+    let Some(driver) = newest(TEST) else {
+        return;
+    };
+    let Some(mut containerd) = Containerd::start(TEST).await else {
+        return;
+    };
+    for strategy in ["cdi-cri", "cdi-annotations"] {
+        let setup = Setup {
+            strategy,
+            cdi: Some(containerd.cdi_folder()),
+            ..Setup::default()
+        };
+        let node = Node::start_with(&driver, setup).await;
+        let answer = node.allocate(&[0]).await;
+        drop(node);
+        for spec in fs::read_dir(containerd.cdi_folder())
+            .expect("specs")
+            .flatten()
+        {
+            fs::remove_file(spec.path()).expect("remove the spec");
+        }
+        let refused = containerd.run(&answer, User::Root.into(), &[]).await;
+        let why = refused.expect_err("no container");
+        assert!(why.contains("unresolvable CDI devices"), "{why}");
+    }
+}
+
+/// What is gone on the host becomes a folder there by the next container that is
+/// to have it; so the plugin answers nothing that is not there.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_missing_file_would_become_a_folder_and_is_not_answered() {
+    const TEST: &str = "a_missing_file_would_become_a_folder_and_is_not_answered";
+    let Some(driver) = newest(TEST) else {
+        return;
+    };
+    let Some(mut containerd) = Containerd::start(TEST).await else {
+        return;
+    };
+    let folder = tempfile::tempdir().expect("create a folder for a driver");
+    let driver = driver.copied(folder.path());
+    let setup = Setup {
+        volume: "never",
+        ..Setup::default()
+    };
+    let node = Node::start_with(&driver, setup).await;
+    let before = node.allocate(&[0]).await;
+    let libcuda = driver.file("libcuda.so.1").to_owned();
+    fs::remove_file(&libcuda).expect("remove libcuda");
+    let refused = node.running.allocate(&[0]).await;
+    let refused = refused.expect_err("no answer without libcuda");
+    assert_eq!(refused.code(), Code::FailedPrecondition, "{refused}");
+    assert!(refused.message().contains("libcuda.so"), "{refused}");
+    assert!(!libcuda.exists(), "the plugin made it");
+
+    let found = containerd.run(&before, User::Root.into(), &[]).await;
+    println!("a container with what is gone: {:?}", found.err());
+    assert!(libcuda.is_dir(), "containerd does so no more");
+}
+
+fn assert_same(one: &Findings, other: &Findings) {
+    let (one, other) = (one.but_environment(), other.but_environment());
+    let differing: Vec<_> = one.symmetric_difference(&other).collect();
+    assert!(differing.is_empty(), "{differing:?}");
 }
 
 // === Device nodes ===

@@ -7,8 +7,9 @@ use std::fs::{self, File, Metadata};
 use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
-use crate::common::system::{is_root, on_path, skip};
+use crate::common::system::{is_root, on_path, output, skip};
 use crate::runtime;
 
 /// The first bytes of an ELF file for 64-bit machines, and where the machine is.
@@ -44,6 +45,18 @@ impl Driver {
             version,
             files,
         }
+    }
+
+    /// The same files in a folder of the test's, by links where that is possible.
+    pub fn copied(&self, folder: &Path) -> Self {
+        let root = folder.join(&self.version);
+        let mut copy = Command::new("cp");
+        let way = match Way::between(&self.root, folder) {
+            Way::Link => "--link",
+            Way::Copy => "--reflink=auto",
+        };
+        output(copy.args(["--archive", way]).arg(&self.root).arg(&root));
+        Self::new(root)
     }
 
     /// The driver's one file for a place of that name. Libraries go by their

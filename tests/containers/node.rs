@@ -73,6 +73,8 @@ pub struct Setup {
     /// `--driver-volume`.
     pub volume: &'static str,
     pub strategy: &'static str,
+    /// `--cdi-root`, if not the node's own folder.
+    pub cdi: Option<PathBuf>,
     /// Where the state is, if not in the node's own folder.
     pub state: Option<PathBuf>,
     /// Whether device nodes are there, or only their modules.
@@ -85,6 +87,7 @@ impl Default for Setup {
             capabilities: "compute,utility",
             volume: "always",
             strategy: "mounts",
+            cdi: None,
             state: None,
             nodes: true,
         }
@@ -126,12 +129,15 @@ impl Node {
             nodes
         };
         let state = setup.state.unwrap_or_else(|| node.root().join("state"));
-        let folders = [&driver.root, &dev_root, &state];
-        let [driver_root, dev_root, state_dir] = folders.map(|folder| folder.display().to_string());
+        let cdi = setup.cdi.unwrap_or_else(|| node.root().join("cdi"));
+        let folders = [&driver.root, &dev_root, &state, &cdi];
+        let [driver_root, dev_root, state_dir, cdi] =
+            folders.map(|folder| folder.display().to_string());
         let flags = [
             ["--driver-root", &driver_root],
             ["--dev-root", &dev_root],
             ["--state-dir", &state_dir],
+            ["--cdi-root", &cdi],
             ["--driver-capabilities", setup.capabilities],
             ["--driver-volume", setup.volume],
             ["--device-list-strategy", setup.strategy],
@@ -170,6 +176,7 @@ impl Node {
         // Nothing here would apply those.
         assert!(answer.cdi_devices.is_empty(), "{answer:?}");
         let findings = self.run(&answer, image, setting);
+        assert_plain_environment(image, &findings);
         self.assert_findings(&answer, image, setting.user, &findings);
     }
 
@@ -183,7 +190,8 @@ impl Node {
         run(answer, image, &self.dev, setting, &questions(answer, image))
     }
 
-    /// The same of what a container that had the answer found.
+    /// The same of what a container that had the answer found, but for its
+    /// variables.
     pub fn assert_findings(
         &self,
         answer: &ContainerAllocateResponse,
@@ -193,7 +201,6 @@ impl Node {
     ) {
         self.assert_files(answer, image, user, findings);
         self.nodes.assert_given(&self.minors(&[0]), findings);
-        assert_plain_environment(image, findings);
         assert_loaded(answer, image, findings);
         assert_without_module(findings);
     }

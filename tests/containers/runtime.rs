@@ -69,8 +69,17 @@ impl From<User> for Setting {
 }
 
 impl User {
-    fn id(self) -> u32 {
+    pub fn id(self) -> u32 {
         if self == Self::Other { 1000 } else { 0 }
+    }
+
+    /// What a pod has to name for that, of what containerd gives by itself.
+    pub fn dropped(self) -> Option<&'static str> {
+        match self {
+            Self::Root => Some("MKNOD"),
+            Self::RootWithNodes => None,
+            Self::Other => Some("ALL"),
+        }
     }
 
     fn capabilities(self) -> Vec<&'static str> {

@@ -53,7 +53,7 @@ use driver::{drivers, newest};
 use image::{Image, LIB64, Layout};
 use memory::Memory;
 use node::{Node, OWN_FOLDER, Setup, assert_without_module, questions};
-use runtime::{Setting, User, run};
+use runtime::{Setting, User, run, time_to_start};
 use tonic::Code;
 
 // === Libraries ===
@@ -373,6 +373,7 @@ async fn containerd_gives_what_runc_alone_gives() {
             let found = containerd.run(&mounts, setting, &questions).await;
             let found = found.expect("a container");
             node.assert_findings(&mounts, &image, setting.user, &found);
+            assert_no_variable(&found);
             assert_same(&found, by_runc);
         }
         drop(node);
@@ -386,7 +387,9 @@ async fn containerd_gives_what_runc_alone_gives() {
             );
             for (setting, by_runc) in settings.into_iter().zip(&by_runc) {
                 let found = containerd.run(&answer, setting, &questions).await;
-                assert_same(&found.expect("a container"), by_runc);
+                let found = found.expect("a container");
+                assert_no_variable(&found);
+                assert_same(&found, by_runc);
             }
         }
     }
@@ -455,6 +458,14 @@ async fn a_missing_file_would_become_a_folder_and_is_not_answered() {
     assert!(libcuda.is_dir(), "containerd does so no more");
 }
 
+/// The runtime's own and the image's, and none that a loader or a driver reads.
+fn assert_no_variable(findings: &Findings) {
+    for variable in findings.all("env").keys() {
+        let name = variable.split('=').next().unwrap_or_default();
+        assert!(["HOME", "HOSTNAME", "PATH"].contains(&name), "{variable}");
+    }
+}
+
 fn assert_same(one: &Findings, other: &Findings) {
     let (one, other) = (one.but_environment(), other.but_environment());
     let differing: Vec<_> = one.symmetric_difference(&other).collect();
@@ -498,5 +509,50 @@ async fn a_container_gets_the_device_nodes_that_the_plugin_made() {
                 node.nodes.assert_linked(&node.minors(gpus), &links);
             }
         }
+    }
+}
+
+// === Figures ===
+
+/// What the mounts of an answer add to a container's start. A figure, and no bound:
+/// `DRIVER_ROOTS=… cargo test --test containers -- --ignored --nocapture`
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "a measurement"]
+async fn what_mounts_add_to_the_start_of_a_container() {
+    const TIMES: usize = 20;
+    let Some(driver) = newest("what_mounts_add_to_the_start_of_a_container") else {
+        return;
+    };
+    let mut answers = Vec::new();
+    for capabilities in ["compute,utility", "all"] {
+        let setup = Setup {
+            capabilities,
+            ..Setup::default()
+        };
+        let node = Node::start_with(&driver, setup).await;
+        answers.push((capabilities, node.allocate(&[0]).await, node));
+    }
+    let mut none = answers[0].1.clone();
+    none.mounts.clear();
+    let mut cases = vec![("no mounts", none)];
+    let given = answers.iter();
+    cases.extend(given.map(|(name, answer, _)| (*name, answer.clone())));
+    let image = Image::of_this_machine();
+    let mut times = vec![Vec::new(); cases.len()];
+    // In turns: what else the machine does hits all alike.
+    for _ in 0..TIMES {
+        for (times, (_, answer)) in times.iter_mut().zip(&cases) {
+            times.push(time_to_start(answer, &image));
+        }
+    }
+    for (times, (name, answer)) in times.iter_mut().zip(&cases) {
+        times.sort();
+        println!(
+            "{name}: {} mounts, runc create and start {:?} (median of {TIMES}; {:?} to {:?})",
+            answer.mounts.len(),
+            times[TIMES / 2],
+            times[0],
+            times[TIMES - 1]
+        );
     }
 }

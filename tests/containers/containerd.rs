@@ -22,7 +22,10 @@ use crate::wait::{LONG, eventually};
 const PREFIX: &str = "gpu-device-plugin-cri-";
 
 /// Folders that it makes whatever its configuration says, the inner ones first.
-const FOLDERS: [&str; 4] = ["runc/k8s.io", "runc", "s", "fifo"];
+fn machine_folders() -> impl Iterator<Item = PathBuf> {
+    let folders = ["runc/k8s.io", "runc", "s", "fifo", ""].into_iter();
+    folders.map(|folder| Path::new("/run/containerd").join(folder))
+}
 
 /// Dropped, it ends all that runs in it.
 pub struct Containerd {
@@ -30,6 +33,8 @@ pub struct Containerd {
     programs: Programs,
     pub runtime: Option<Runtime>,
     pods: usize,
+    /// Folders that were not there.
+    made: Vec<PathBuf>,
     folder: TempDir,
     /// Held while anything of the above exists.
     _turn: File,
@@ -82,6 +87,7 @@ impl Containerd {
             programs,
             runtime: None,
             pods: 0,
+            made: machine_folders().filter(|path| !path.exists()).collect(),
             folder,
             _turn: turn,
         };
@@ -178,9 +184,9 @@ impl Drop for Containerd {
         for left in host::sweep(self.folder.path()) {
             println!("had to be removed: {left}");
         }
-        for folder in FOLDERS {
-            // One that is not empty is somebody's.
-            drop(fs::remove_dir(Path::new("/run/containerd").join(folder)));
+        for folder in &self.made {
+            // One that is not empty is somebody's by now.
+            drop(fs::remove_dir(folder));
         }
     }
 }
@@ -207,36 +213,33 @@ fn socket(folder: &Path) -> PathBuf {
 
 /// The least that works, in either generation's words: no network plugins, since
 /// pods have the host's network, and no more power over the OOM killer than root
-/// has here. An overlay takes no place on another one: in a container the images'
-/// layers are copied.
+/// has here. An overlay takes no place on another one: there the layers are copied.
 fn configuration(folder: &Path, version: &str) -> String {
-    let first_generation = version.contains(" v1.") || version.contains(" 1.");
     let image = archive::NAME;
-    let (version, runtime, images, sandbox) = if first_generation {
-        let runtime = "io.containerd.grpc.v1.cri";
-        (
-            2,
-            runtime,
-            "io.containerd.grpc.v1.cri\".containerd",
-            String::new(),
-        )
-    } else {
-        let images = "io.containerd.cri.v1.images";
-        let sandbox = format!("[plugins.\"{images}\".pinned_images]\nsandbox = \"{image}\"");
-        let images = "io.containerd.cri.v1.images\"";
-        (3, "io.containerd.cri.v1.runtime", images, sandbox)
-    };
-    let sandbox_image = if first_generation {
-        format!("sandbox_image = \"{image}\"")
-    } else {
-        String::new()
-    };
     let snapshotter = if is_overlay(folder) {
         "native"
     } else {
         "overlayfs"
     };
     let (socket, folder) = (socket(folder), folder.display());
+    let socket = socket.display();
+    let (version, cri, images) = if version.contains(" v1.") || version.contains(" 1.") {
+        let cri = "io.containerd.grpc.v1.cri";
+        let images = format!(
+            r#"sandbox_image = "{image}"
+[plugins."{cri}".containerd]
+snapshotter = "{snapshotter}""#
+        );
+        (2, cri, images)
+    } else {
+        let images = format!(
+            r#"[plugins."io.containerd.cri.v1.images"]
+snapshotter = "{snapshotter}"
+[plugins."io.containerd.cri.v1.images".pinned_images]
+sandbox = "{image}""#
+        );
+        (3, "io.containerd.cri.v1.runtime", images)
+    };
     format!(
         r#"version = {version}
 root = "{folder}/root"
@@ -245,18 +248,14 @@ state = "{folder}/state"
 address = "{socket}"
 [plugins."io.containerd.internal.v1.opt"]
 path = "{folder}/opt"
-[plugins."{runtime}".cni]
+[plugins."{cri}".cni]
 conf_dir = "{folder}/no-network"
-[plugins."{images}]
-snapshotter = "{snapshotter}"
-{sandbox}
-[plugins."{runtime}"]
+[plugins."{cri}"]
 restrict_oom_score_adj = true
 enable_cdi = true
 cdi_spec_dirs = ["{folder}/cdi"]
-{sandbox_image}
-"#,
-        socket = socket.display()
+{images}
+"#
     )
 }
 

@@ -29,7 +29,7 @@ impl Drop for Memory {
     fn drop(&mut self) {
         // Whatever still uses it keeps it until its own end.
         drop(try_output(
-            Command::new("umount").arg("--lazy").arg(&self.0.path()),
+            Command::new("umount").arg("--lazy").arg(self.0.path()),
         ));
     }
 }

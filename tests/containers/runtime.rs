@@ -1,11 +1,13 @@
 //! Containers by runc alone, from an answer of Allocate: what the kubelet and a
 //! runtime make of it, and nothing else.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::OnceLock;
+use std::time::{Duration, Instant};
 
 use gpu_device_plugin::api::v1beta1::ContainerAllocateResponse;
 use serde_json::{Value, json};
@@ -143,6 +145,31 @@ fn try_run(
     command.args(["run", "--bundle"]).arg(bundle.path());
     let said = try_output(command.arg(&container.id))?;
     Findings::parse(said.lines()).ok_or_else(|| format!("the probe said only:\n{said}"))
+}
+
+/// How long runc takes to make and start a container that does nothing, with what
+/// Allocate answered.
+pub fn time_to_start(answer: &ContainerAllocateResponse, image: &Image) -> Duration {
+    let bundle = tempfile::Builder::new().prefix("gpu-container-").tempdir();
+    let bundle = bundle.expect("create a bundle's folder");
+    image.unpack(bundle.path());
+    let nowhere = Path::new("/nowhere");
+    let config = config(answer, image, &[PROBE], nowhere, User::Root.into());
+    fs::write(bundle.path().join("config.json"), config.to_string()).expect("write its config");
+    let container = Container::new(bundle.path());
+    let runc = |command: &str, options: &[&OsStr]| {
+        let mut runc = Command::new("runc");
+        runc.arg("--root").arg(bundle.path().join("state"));
+        runc.arg(command).args(options).arg(&container.id);
+        // The container has them as well, and would keep a pipe open.
+        runc.stdin(Stdio::null()).stdout(Stdio::null());
+        let status = runc.stderr(Stdio::null()).status();
+        assert!(status.is_ok_and(|status| status.success()), "{runc:?}");
+    };
+    let began = Instant::now();
+    runc("create", &["--bundle".as_ref(), bundle.path().as_os_str()]);
+    runc("start", &[]);
+    began.elapsed()
 }
 
 /// A container's state, which goes with it, whatever became of it.

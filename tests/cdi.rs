@@ -20,12 +20,14 @@ use std::time::SystemTime;
 
 use common::kubelet::KubeletPeer;
 use common::nvml::SimulatedNode;
-use common::running::{Running, options};
+use common::running::{LONG, Running, options};
 use rules::{Spec, valid};
 use tonic::Code;
 
 const FILE: &str = "gpu-device-plugin-gpu.json";
 const CDI: &str = "--device-list-strategy=cdi-cri";
+/// The driver's files as they are installed, which come and go with it.
+const IN_PLACE: [&str; 1] = ["--driver-volume=never"];
 const EXTRAS: [&str; 4] = [
     "--gds-enabled",
     "--gdrcopy-enabled",
@@ -74,7 +76,9 @@ async fn the_spec_of_a_node_with_everything() {
     let node = SimulatedNode::new(2);
     node.add_extras();
     let root = node.as_host_root();
-    let flags: Vec<_> = root.iter().map(String::as_str).chain(EXTRAS).collect();
+    let flags = root.iter().map(String::as_str).chain(EXTRAS);
+    // A volume's name differs with the files' age.
+    let flags: Vec<_> = flags.chain(IN_PLACE).collect();
     let running = on(node, &flags).await;
     let text = fs::read_to_string(file(&running.node)).unwrap();
     let golden = include_str!("cdi/golden.json");
@@ -175,14 +179,8 @@ async fn it_is_there_before_the_kubelet_hears_of_a_device() {
     let running = start(2, &[]).await;
     let first = &running.lists(0)[0];
     assert!(first.iter().all(|device| device.health == "Healthy"));
-    let (_, written) = identity(&file(&running.node));
-    let log = running.plugin.log();
-    let place = |text: &str| {
-        log.find(text)
-            .unwrap_or_else(|| panic!("no {text:?}:\n{log}"))
-    };
-    assert!(place("CDI spec written") < place("registered with the kubelet"));
-    assert!(written <= SystemTime::now());
+    let line = async |text| running.plugin.wait_for_line(text, LONG).await.unwrap().at;
+    assert!(line("CDI spec written").await < line("registered with the kubelet").await);
     let mode = fs::metadata(file(&running.node)).unwrap().permissions();
     assert_eq!(mode.mode() & 0o777, 0o644);
     running.kubelet.assert_no_violations();
@@ -202,7 +200,7 @@ async fn it_is_written_only_where_it_changes() {
 
 #[tokio::test]
 async fn a_new_driver_makes_a_new_spec_before_its_devices_are_given() {
-    let running = start(2, &[]).await;
+    let running = start(2, &IN_PLACE).await;
     running.counts(2, 2).await;
     for version in ["590.10.01", "590.44.02"] {
         running.node.install_driver(version);
@@ -224,7 +222,7 @@ async fn a_new_driver_makes_a_new_spec_before_its_devices_are_given() {
 
 #[tokio::test]
 async fn without_a_driver_the_last_spec_stays() {
-    let running = start(2, &[]).await;
+    let running = start(2, &IN_PLACE).await;
     running.counts(2, 2).await;
     let before = fs::read_to_string(file(&running.node)).unwrap();
     let libraries = running.node.driver_library_dir();

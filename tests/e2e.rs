@@ -104,10 +104,15 @@ async fn pods_get_gpus_of_their_own_and_the_driver() {
     let first = node.run_pod("first", 1).await;
     let second = node.run_pod("second", 1).await;
     assert!(first.devices.is_disjoint(&second.devices));
-    for pod in [&first, &second] {
+    assert_served(&node, [&first, &second]).await;
+}
+
+/// Checks what each pod sees of its GPUs, of others and of the driver.
+async fn assert_served(node: &Node, pods: [&Pod; 2]) {
+    for pod in pods {
         let findings = pod::findings(&node.machine.kubelet, &pod.name, 0).await;
         node.assert_nodes(pod, &findings);
-        assert_simulated_driver(&node, &findings);
+        assert_simulated_driver(node, &findings);
         assert_plain_environment(&findings);
     }
     node.say("each sees its own device nodes and may use no other; the driver's libraries load");
@@ -126,15 +131,7 @@ async fn pods_get_gpus_by_cdi() {
         let first = node.run_pod("first", 1).await;
         let second = node.run_pod("second", 2).await;
         assert!(first.devices.is_disjoint(&second.devices));
-        for pod in [&first, &second] {
-            let findings = pod::findings(&node.machine.kubelet, &pod.name, 0).await;
-            node.assert_nodes(pod, &findings);
-            assert_simulated_driver(&node, &findings);
-            assert_plain_environment(&findings);
-        }
-        node.say(
-            "each sees its own device nodes and may use no other; the driver's libraries load",
-        );
+        assert_served(&node, [&first, &second]).await;
         node.end_plugin(libc::SIGTERM).await;
         node.machine.kubelet.wait_allocatable(0).await;
         node.say("the plugin is ended");

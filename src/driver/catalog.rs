@@ -56,7 +56,8 @@ pub(super) enum Version {
     /// The driver's version.
     Driver,
     /// In some branches a version of its own (470 has
-    /// `libnvidia-nvvm.so.4.0.0`): only what lies beside libcuda is this driver's.
+    /// `libnvidia-nvvm.so.4.0.0`), or that of its interface: only what lies beside
+    /// libcuda is this driver's.
     DriverOrOwn,
     /// Always one of its own: it fits many drivers.
     Own,
@@ -131,12 +132,11 @@ const EGL_PLATFORMS: [&[&str]; 2] = [
     &["/usr/share/egl/egl_external_platform.d"],
 ];
 const XORG_CONF: [&[&str]; 2] = [
-    &["usr/share/X11/xorg.conf.d", "etc/nvidia/current"],
+    &["usr/share/X11/xorg.conf.d", "etc/X11/xorg.conf.d"],
     &["/usr/share/X11/xorg.conf.d"],
 ];
 const XORG_DRIVERS: [&[&str]; 2] = [
     &[
-        "usr/lib/nvidia/current",
         "usr/lib/xorg/modules/drivers",
         "usr/lib64/xorg/modules/drivers",
     ],
@@ -147,7 +147,6 @@ const XORG_DRIVERS: [&[&str]; 2] = [
 ];
 const XORG_EXTENSIONS: [&[&str]; 2] = [
     &[
-        "usr/lib/nvidia/current",
         "usr/lib/xorg/modules/extensions",
         "usr/lib64/xorg/modules/extensions",
     ],
@@ -251,8 +250,10 @@ pub(super) static ITEMS: &[Item] = &[
     library("libGLESv2_nvidia", Graphics, "no OpenGL ES 2 and 3"),
     library("libGLESv1_CM_nvidia", Graphics, ""),
     library("libnvidia-present", Graphics, "").since(570),
-    library("libnvidia-api", Graphics, "").sort(Sort::Library(Version::Own)),
-    library("libnvidia-vulkan-producer", Graphics, ""),
+    library("libnvidia-vksc-core", Graphics, "").since(555),
+    library("libnvidia-api", Graphics, "").sort(Sort::Library(Version::DriverOrOwn)),
+    // It has no SONAME: the others load it by this name, without a version.
+    library("libnvidia-vulkan-producer", Graphics, "").sort(Sort::Plugin("")),
     library("libnvidia-egl-gbm", Graphics, "").sort(Sort::Library(Version::Own)),
     library("libnvidia-egl-wayland", Graphics, "").sort(Sort::Library(Version::Own)),
     library("libnvidia-egl-wayland2", Graphics, "").sort(Sort::Library(Version::Own)),
@@ -298,7 +299,7 @@ pub(super) static ITEMS: &[Item] = &[
         "nvoptix.bin",
         Graphics,
         [
-            &["usr/share/nvidia", "share/nvidia"],
+            &["usr/share/nvidia", "usr/local/share/nvidia"],
             &["/usr/share/nvidia"],
         ],
         "OptiX denoises slowly or not at all",
@@ -333,6 +334,13 @@ pub(super) static ITEMS: &[Item] = &[
         sort: Sort::Beside("nvidia/wine"),
         branches: 470..=u32::MAX,
         cost: "no DLSS under Wine",
+    },
+    Item {
+        name: "nvngx_dlssg.dll",
+        capability: Ngx,
+        sort: Sort::Beside("nvidia/wine"),
+        branches: 570..=u32::MAX,
+        cost: "",
     },
 ];
 

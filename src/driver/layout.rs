@@ -63,7 +63,10 @@ impl Architecture {
     /// are for a root that is the driver's own folder, not a whole system's.
     pub(super) fn library_folders(self, flavours: &[String]) -> Vec<PathBuf> {
         let current = self.flavours().join("current");
-        let others = flavours.iter().filter(|name| *name != "current");
+        // Ubuntu has folders for other things there.
+        let others = flavours
+            .iter()
+            .filter(|name| !["current", "wine", "xorg"].contains(&name.as_str()));
         let mut folders = vec![self.multiarch().to_path_buf(), current];
         folders.extend(others.map(|name| self.flavours().join(name)));
         folders.extend(LIBRARY_FOLDERS.iter().map(PathBuf::from));
@@ -95,9 +98,51 @@ impl Architecture {
 
 /// Where Debian has what belongs to the driver whose libraries are in `libcuda`
 /// and is no library: `usr/lib/nvidia/current`.
-pub(super) fn debian_programs(libcuda: &Path) -> Option<PathBuf> {
+fn debian_programs(libcuda: &Path) -> Option<PathBuf> {
     let flavour = libcuda.file_name()?;
     Some(Path::new("usr/lib/nvidia").join(flavour))
+}
+
+/// Where the driver whose libraries are in `libcuda` may have modules and data:
+/// of the same driver for certain, which their names do not say. `usual` are the
+/// folders in a whole system.
+pub(super) fn own_folders(libcuda: &Path, usual: &[&str]) -> Vec<PathBuf> {
+    let mut folders = Vec::from_iter(debian_programs(libcuda));
+    let flavour = libcuda.file_name();
+    folders.extend(flavour.map(|name| Path::new("etc/nvidia").join(name)));
+    // Ubuntu's folder of X.Org's modules is the second.
+    let modules = [
+        "",
+        "nvidia/xorg",
+        "xorg/modules/drivers",
+        "xorg/modules/extensions",
+    ];
+    folders.extend(modules.map(|folder| libcuda.join(folder)));
+    // A driver in one folder has `share` in place of `usr/share`.
+    if let Some(root) = libcuda.parent() {
+        for folder in usual.iter().map(Path::new) {
+            folders.push(root.join(folder));
+            folders.extend(folder.strip_prefix("usr").map(|folder| root.join(folder)));
+        }
+    }
+    folders
+}
+
+/// The folders of the firmware of the driver whose libraries are in `libcuda`.
+pub(super) fn firmware_folders(libcuda: Option<&Path>, version: &str) -> Vec<PathBuf> {
+    let root = libcuda.and_then(Path::parent);
+    let own = root.map(|root| root.join("firmware/nvidia"));
+    let folders = own
+        .into_iter()
+        .chain(FIRMWARE_FOLDERS.iter().map(PathBuf::from));
+    folders.map(|folder| folder.join(version)).collect()
+}
+
+/// What NixOS kept of a program before it gave it a loader of its own, for
+/// containers.
+pub(super) fn unpatched(program: &Path) -> Option<PathBuf> {
+    let package = program.parent()?.parent()?;
+    Some(package.join("origBin").join(program.file_name()?))
 }
 
 const LIBRARY_FOLDERS: &[&str] = &[
@@ -116,9 +161,11 @@ const LIBRARY_FOLDERS: &[&str] = &[
     "opt/nvidia/current/lib",
     // NixOS's links into its store.
     "run/opengl-driver/lib",
-    // Talos's, whose own C library is another.
+    // Talos's, whose own C library is another: until 1.12, and since.
     "usr/local/glibc/usr/lib",
     "usr/local/glibc/lib",
+    "usr/local/lib64",
+    "usr/local/lib",
     // Bottlerocket's, of today.
     "usr/lib/nvidia/tesla",
     // A root that is the driver's own folder.
@@ -144,19 +191,22 @@ const PROGRAM_FOLDERS: &[&str] = &[
 ];
 
 /// Folders below a root that are the root of a driver, for a node whose driver
-/// is not its distribution's: a driver container's, and that of
-/// Container-Optimized OS.
-pub(super) const ROOTS_BELOW: &[&str] = &["run/nvidia/driver", "home/kubernetes/bin/nvidia"];
+/// is not its distribution's: a driver container's, and those of
+/// Container-Optimized OS, with GKE and without.
+pub(super) const ROOTS_BELOW: &[&str] = &[
+    "run/nvidia/driver",
+    "home/kubernetes/bin/nvidia",
+    "var/lib/nvidia",
+];
 
 /// Where the cache of the loader is, and that of Talos's second C library.
 pub(super) const CACHES: &[&str] = &["etc/ld.so.cache", "usr/local/glibc/etc/ld.so.cache"];
 
-/// The folders with a folder of firmware for each version.
-pub(super) const FIRMWARE_FOLDERS: &[&str] = &[
+/// The folders with a folder of firmware for each version; the last is NixOS's.
+const FIRMWARE_FOLDERS: &[&str] = &[
     "usr/lib/firmware/nvidia",
     "lib/firmware/nvidia",
-    "usr/local/nvidia/firmware/nvidia",
-    "firmware/nvidia",
+    "run/current-system/firmware/nvidia",
 ];
 
 /// Which distribution's or installer's layout it is that has libcuda in this
@@ -165,12 +215,17 @@ pub(super) fn name(folder: &Path) -> &'static str {
     const NAMES: &[(&str, &str)] = &[
         ("run/nvidia/driver", "driver container"),
         ("home/kubernetes/bin/nvidia", "Container-Optimized OS"),
+        ("var/lib/nvidia", "Container-Optimized OS"),
         ("bottlerocket", "Bottlerocket"),
         ("nix/store", "NixOS"),
         ("run/opengl-driver", "NixOS"),
         ("usr/local/glibc", "Talos"),
         ("opt/nvidia", "Flatcar"),
         ("usr/local/nvidia", "folder of its own"),
+        (
+            "usr/local/lib",
+            "Talos's or another folder below /usr/local",
+        ),
         ("linux-gnu/nvidia/", "Debian"),
         ("lib/nvidia/tesla", "Bottlerocket"),
         ("linux-gnu", "Debian's or Ubuntu's folder"),
@@ -224,13 +279,8 @@ mod tests {
         let expected = ["", "/nvidia/current", "/nvidia/tesla-470"]
             .map(|folder| PathBuf::from(format!("usr/lib/aarch64-linux-gnu{folder}")));
         assert_eq!(folders[..3], expected);
-        assert_eq!(
-            folders
-                .iter()
-                .filter(|folder| folder.ends_with("aarch64-linux-gnu/nvidia/current"))
-                .count(),
-            1
-        );
+        let again = folders[3..].iter().any(|folder| expected.contains(folder));
+        assert!(!again, "{folders:?}");
     }
 
     #[test]
@@ -242,6 +292,28 @@ mod tests {
         let own = Path::new("usr/local/nvidia/lib64");
         let folders = Architecture::X86_64.program_folders(Some(own));
         assert_eq!(folders[1], Path::new("usr/local/nvidia/bin"));
+    }
+
+    #[test]
+    fn what_belongs_to_a_driver_is_looked_for_by_where_its_libraries_are() {
+        let folders = |libcuda: &str| own_folders(Path::new(libcuda), &["usr/share/a", "etc/a"]);
+        let debian = folders("usr/lib/x86_64-linux-gnu/nvidia/tesla-470");
+        let flavour = ["usr/lib/nvidia/tesla-470", "etc/nvidia/tesla-470"].map(PathBuf::from);
+        assert_eq!(debian[..2], flavour);
+        for (libcuda, expected) in [
+            ("usr/local/nvidia/lib64", "usr/local/nvidia/share/a"),
+            ("usr/local/nvidia/lib64", "usr/local/nvidia/etc/a"),
+            ("usr/lib64", "usr/lib64/xorg/modules/drivers"),
+            ("lib64", "share/a"),
+        ] {
+            assert!(folders(libcuda).contains(&expected.into()), "{libcuda}");
+        }
+        let firmware = firmware_folders(Some(Path::new("opt/it/lib")), "550.1");
+        assert_eq!(firmware[0], Path::new("opt/it/firmware/nvidia/550.1"));
+        assert_eq!(
+            unpatched(Path::new("/nix/store/a-bin/bin/nvidia-smi")).as_deref(),
+            Some(Path::new("/nix/store/a-bin/origBin/nvidia-smi"))
+        );
     }
 
     #[test]
@@ -263,6 +335,11 @@ mod tests {
             ("/usr/local/nvidia/lib64", "folder of its own"),
             ("/nix/store/abc-nvidia-x11-550.163.01/lib", "NixOS"),
             ("/usr/local/glibc/usr/lib", "Talos"),
+            ("/var/lib/nvidia/lib64", "Container-Optimized OS"),
+            (
+                "/usr/local/lib",
+                "Talos's or another folder below /usr/local",
+            ),
             ("/elsewhere", "other"),
         ] {
             assert_eq!(name(Path::new(folder)), layout, "{folder}");

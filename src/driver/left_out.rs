@@ -39,6 +39,8 @@ pub enum Reason {
     OtherVendor,
     /// It wants this loader, which only the host has.
     Interpreter(String),
+    /// It names a library by this path, where no container has it.
+    HostPath(String),
     /// A better place has the same file.
     Copy(PathBuf),
     /// It could not be read.
@@ -76,6 +78,7 @@ impl fmt::Display for Reason {
             Self::OtherName(None) => f.write_str("has no SONAME, so nothing can load it by name"),
             Self::OtherVendor => f.write_str("not NVIDIA's alone: images bring their own"),
             Self::Interpreter(path) => write!(f, "wants the loader {path}, which images lack"),
+            Self::HostPath(path) => write!(f, "names {path}, which images lack"),
             Self::Copy(taken) => write!(f, "another copy: {} is taken", taken.display()),
             Self::Unreadable(error) => write!(f, "cannot be read: {error}"),
         }

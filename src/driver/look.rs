@@ -1,14 +1,15 @@
 //! A look at one place for all files of one driver.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io;
+use std::fs::File;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use super::capabilities::{Capabilities, Capability};
 use super::catalog::{self, ITEMS, Item, NEUTRAL, REQUIRED, Sort, Version};
 use super::elf::{ElfError, ElfFile};
 use super::files::{DriverFile, DriverFiles, FileKind, FromImage, Missing};
-use super::layout::{self, Architecture, FIRMWARE_FOLDERS};
+use super::layout::{self, Architecture};
 use super::left_out::{LeftOut, Reason};
 use super::names::{LibraryName, names};
 use super::search::Place;
@@ -63,8 +64,13 @@ impl<'a> Look<'a> {
     }
 
     pub(super) fn files(mut self, capabilities: &Capabilities) -> DriverFiles {
-        let or_own = |item: &Item| item.sort == Sort::Library(Version::DriverOrOwn);
-        self.libraries(|item, name| !or_own(item) || name.driver_version().is_some());
+        let by_place = |item: &Item| {
+            matches!(
+                item.sort,
+                Sort::Library(Version::DriverOrOwn) | Sort::Beside(_)
+            )
+        };
+        self.libraries(|item, name| !by_place(item) || name.driver_version().is_some());
         let libcuda = self
             .found
             .iter()
@@ -73,8 +79,8 @@ impl<'a> Look<'a> {
             .and_then(|found| found.file.here.parent())
             .and_then(|folder| folder.strip_prefix(self.place.root.here()).ok())
             .map(Path::to_path_buf);
-        // What has a version of its own is this driver's where it lies beside it.
-        self.libraries(|item, _| or_own(item));
+        // What does not have the driver's version is this one's where it lies beside it.
+        self.libraries(|item, _| by_place(item));
         self.programs();
         self.fixed();
         self.firmware();
@@ -131,11 +137,18 @@ impl<'a> Look<'a> {
         let (link, own) = (file_name(path), file_name(real));
         let (link, own) = (link.unwrap_or_default(), own.unwrap_or_default());
         if let Sort::Beside(_) = item.sort {
+            self.judge_place(item, real)?;
             return Ok((link, Vec::new()));
         }
         let name = LibraryName::parse(&own).ok_or(Reason::NoVersion)?;
-        self.judge_version(item, name, real)?;
+        let version = name.driver_version();
+        if let Some(other) = version.filter(|version| *version != self.version) {
+            return Err(Reason::OtherVersion(other.into()));
+        }
         let file = self.elf(real)?;
+        if version.is_none() {
+            self.judge_place(item, real)?;
+        }
         if !file.is_library() {
             return Err(Reason::NotElf("no shared library".into()));
         }
@@ -150,23 +163,22 @@ impl<'a> Look<'a> {
         }
     }
 
-    fn judge_version(&self, item: &Item, name: LibraryName<'_>, real: &Path) -> Result<(), Reason> {
-        match name.driver_version() {
-            Some(version) if version == self.version => return Ok(()),
-            Some(version) => return Err(Reason::OtherVersion(version.into())),
-            None => {}
-        }
+    /// Whether it is this driver's, of which its name says nothing.
+    fn judge_place(&self, item: &Item, real: &Path) -> Result<(), Reason> {
         let folder = real.parent().unwrap_or(real);
         if folder.ends_with("stubs") || is_small_stub(item, real) {
             return Err(Reason::Stub);
         }
-        let beside = || {
+        let is_below = |sub: &str| {
+            let libcuda = self.libcuda.as_deref();
             let folder = folder.strip_prefix(self.place.root.here()).ok();
-            folder.is_some() && folder == self.libcuda.as_deref()
+            // Joined to nothing, a path ends with a slash; compared, it does not.
+            folder.is_some() && folder == libcuda.map(|libcuda| libcuda.join(sub)).as_deref()
         };
         match item.sort {
             Sort::Library(Version::Own) | Sort::Fixed { .. } => Ok(()),
-            Sort::Library(Version::DriverOrOwn) if beside() => Ok(()),
+            Sort::Library(Version::DriverOrOwn) if is_below("") => Ok(()),
+            Sort::Beside(sub) if is_below(sub) => Ok(()),
             _ => Err(Reason::NoVersion),
         }
     }
@@ -193,7 +205,11 @@ impl<'a> Look<'a> {
                 if library.is_none_or(|library| !NEUTRAL.contains(&library.stem)) {
                     continue;
                 }
-                if let Ok(real) = place.root.resolve(&folder.join(name)) {
+                let Ok(real) = place.root.resolve(&folder.join(name)) else {
+                    continue;
+                };
+                // NVIDIA's installer links libGLX_indirect to a library of its own.
+                if !self.found.iter().any(|found| found.file.here == real) {
                     self.refuse_for(Capability::Graphics, &real, Reason::OtherVendor);
                 }
             }
@@ -219,9 +235,19 @@ impl<'a> Look<'a> {
         if !self.seen.insert((item.name, real.into())) {
             return;
         }
-        match self.judge_program(real) {
-            Ok(needed) => self.take(item, item.name.into(), real, needed),
-            Err(reason) => self.refuse(item, real, reason),
+        let reason = match self.judge_program(real) {
+            Ok(needed) => return self.take(item, item.name.into(), real, needed),
+            Err(reason) => reason,
+        };
+        let root = &self.place.root;
+        let unpatched = match &reason {
+            Reason::Interpreter(_) => layout::unpatched(real)
+                .and_then(|path| root.resolve(path.strip_prefix(root.here()).ok()?).ok()),
+            _ => None,
+        };
+        self.refuse(item, real, reason);
+        if let Some(unpatched) = unpatched {
+            self.program(item, &unpatched);
         }
     }
 
@@ -242,18 +268,24 @@ impl<'a> Look<'a> {
             let Sort::Fixed { host, .. } = item.sort else {
                 continue;
             };
-            let libcuda = self.libcuda.clone();
-            let own = libcuda.iter().flat_map(|folder| {
-                let programs = layout::debian_programs(folder);
-                programs.into_iter().chain([folder.clone()])
-            });
-            let folders: Vec<_> = own.chain(host.iter().map(PathBuf::from)).collect();
-            for folder in folders {
-                let path = folder.join(item.name);
-                match self.place.root.resolve(&path) {
-                    Ok(real) if real.is_file() => self.fixed_file(item, &real),
-                    Ok(_) => {}
-                    Err(error) => self.unresolved(item, &path, &error),
+            let own = self
+                .libcuda
+                .as_deref()
+                .map(|libcuda| layout::own_folders(libcuda, host));
+            let usual = host.iter().map(PathBuf::from);
+            // A module may be there without the link that X.Org loads it by.
+            let versioned = format!("{}.{}", item.name, self.version);
+            let names = match item.name.ends_with(".so") {
+                true => vec![item.name, &versioned],
+                false => vec![item.name],
+            };
+            for folder in own.into_iter().flatten().chain(usual) {
+                for path in names.iter().map(|name| folder.join(name)) {
+                    match self.place.root.resolve(&path) {
+                        Ok(real) if real.is_file() => self.fixed_file(item, &real),
+                        Ok(_) => {}
+                        Err(error) => self.unresolved(item, &path, &error),
+                    }
                 }
             }
         }
@@ -267,7 +299,10 @@ impl<'a> Look<'a> {
             self.judge(item, Path::new(item.name), real)
                 .map(|(_, needed)| needed)
         } else {
-            Ok(Vec::new())
+            match self.path_of_the_host(real) {
+                Some(path) => Err(Reason::HostPath(path)),
+                None => Ok(Vec::new()),
+            }
         };
         match judged {
             Ok(needed) => self.take(item, item.name.into(), real, needed),
@@ -275,9 +310,30 @@ impl<'a> Look<'a> {
         }
     }
 
+    /// The library that a vendor's file names by a path which containers lack:
+    /// NixOS's in its store.
+    fn path_of_the_host(&self, real: &Path) -> Option<String> {
+        const LONGEST: u64 = 16 << 10;
+        let extension = real.extension()?.to_str()?;
+        if !["icd", "json"].contains(&extension) {
+            return None;
+        }
+        let mut text = String::new();
+        let file = File::open(real).ok()?;
+        file.take(LONGEST).read_to_string(&mut text).ok()?;
+        let mut words = text.split(|c: char| c.is_whitespace() || c == '"');
+        let path = words.find(|word| word.starts_with('/') && word.contains(".so"))?;
+        let folder = Path::new(path).parent()?;
+        let known = self
+            .architecture
+            .loader_folders()
+            .iter()
+            .any(|it| it == folder);
+        (!known).then(|| path.to_owned())
+    }
+
     fn firmware(&mut self) {
-        for folder in FIRMWARE_FOLDERS {
-            let folder = Path::new(folder).join(self.version);
+        for folder in layout::firmware_folders(self.libcuda.as_deref(), self.version) {
             for name in names(&self.place.root, &folder) {
                 let is_gsp = name.starts_with("gsp") && name.ends_with(".bin");
                 let real = self.place.root.resolve(&folder.join(&name));

@@ -559,6 +559,103 @@ mod tests {
         assert_eq!(listing(&found).len(), 2);
     }
 
+    fn all(tree: &Tree) -> DriverFiles {
+        let search = Search::new(&tree.root, Architecture::X86_64).unwrap();
+        search.files(VERSION, &Capabilities::all())
+    }
+
+    #[test]
+    fn what_is_no_library_is_found_beside_the_libraries_that_a_cache_names() {
+        let tree = Tree::new();
+        let module = Elf {
+            soname: None,
+            ..Elf::library("")
+        };
+        let cache = ldcache::of("libcuda.so.1", "/srv/driver/lib64/libcuda.so.1");
+        tree.required("srv/driver/lib64", VERSION)
+            .file("etc/ld.so.cache", &cache)
+            .file("srv/driver/share/vulkan/icd.d/nvidia_icd.json", b"{}")
+            .file(
+                "srv/driver/etc/OpenCL/vendors/nvidia.icd",
+                b"libnvidia-opencl.so.1",
+            )
+            .file("srv/driver/firmware/nvidia/550.163.01/gsp_tu10x.bin", b"")
+            .file("srv/driver/firmware/nvidia/535.261.03/gsp_tu10x.bin", b"")
+            .elf("srv/driver/lib64/nvidia/xorg/nvidia_drv.so", &module)
+            .elf(
+                "srv/driver/lib64/nvidia/xorg/libglxserver_nvidia.so.550.163.01",
+                &module,
+            )
+            // Of another driver, as Debian has several.
+            .elf("usr/lib/nvidia/current/nvidia_drv.so", &module);
+        let expected = [
+            "nvidia.icd -> /srv/driver/etc/OpenCL/vendors/nvidia.icd",
+            "nvidia_icd.json -> /srv/driver/share/vulkan/icd.d/nvidia_icd.json",
+            "nvidia_drv.so -> /srv/driver/lib64/nvidia/xorg/nvidia_drv.so",
+            "libglxserver_nvidia.so -> /srv/driver/lib64/nvidia/xorg/libglxserver_nvidia.so.550.163.01",
+            "gsp_tu10x.bin -> /srv/driver/firmware/nvidia/550.163.01/gsp_tu10x.bin",
+        ];
+        assert_eq!(listing(&all(&tree))[2..], expected);
+    }
+
+    #[test]
+    fn a_vendors_file_with_a_path_that_containers_lack_is_left_out() {
+        let tree = Tree::new();
+        let icd = |path: &str| format!("{{ \"library_path\": \"{path}libGLX_nvidia.so.0\" }}");
+        tree.required("usr/lib64", VERSION)
+            .file(
+                "etc/OpenCL/vendors/nvidia.icd",
+                b"/nix/lib/libnvidia-opencl.so.1\n",
+            )
+            .file(
+                "usr/share/vulkan/icd.d/nvidia_icd.json",
+                icd("/opt/lib/").as_bytes(),
+            )
+            .file(
+                "usr/share/vulkan/icd.d/nvidia_icd.x86_64.json",
+                icd("/usr/lib64/").as_bytes(),
+            )
+            .file(
+                "usr/share/vulkan/implicit_layer.d/nvidia_layers.json",
+                icd("").as_bytes(),
+            );
+        let found = all(&tree);
+        let expected = [
+            "nvidia_icd.x86_64.json -> /usr/share/vulkan/icd.d/nvidia_icd.x86_64.json",
+            "nvidia_layers.json -> /usr/share/vulkan/implicit_layer.d/nvidia_layers.json",
+        ];
+        assert_eq!(listing(&found)[2..], expected);
+        let left_out = found.left_out.iter();
+        let left_out: Vec<_> = left_out.map(|left| left.reason.to_string()).collect();
+        let expected = [
+            "names /nix/lib/libnvidia-opencl.so.1, which images lack",
+            "names /opt/lib/libGLX_nvidia.so.0, which images lack",
+        ];
+        assert_eq!(left_out, expected);
+    }
+
+    /// NVIDIA's installer makes the one link, and users the other.
+    #[test]
+    fn what_links_make_of_a_file_is_not_said_of_the_file() {
+        let tree = Tree::new();
+        tree.required("usr/lib64", VERSION)
+            .elf(
+                "usr/lib64/libGLX_nvidia.so.550.163.01",
+                &Elf::library("libGLX_nvidia.so.0"),
+            )
+            .link(
+                "usr/lib64/libGLX_indirect.so.0",
+                "libGLX_nvidia.so.550.163.01",
+            )
+            .file("usr/lib64/libcuda.so", b"INPUT ( libcuda.so.1 )");
+        let found = all(&tree);
+        let glx = "libGLX_nvidia.so.0 -> /usr/lib64/libGLX_nvidia.so.550.163.01";
+        assert_eq!(listing(&found)[0], glx);
+        let left_out = found.left_out.iter();
+        let left_out: Vec<_> = left_out.map(|left| left.reason.to_string()).collect();
+        assert_eq!(left_out, ["a linker script, not a library"]);
+    }
+
     #[test]
     fn what_a_library_needs_comes_with_it_whatever_its_capability() {
         let tree = Tree::new();

@@ -42,7 +42,7 @@ const SAID: &str = "NVIDIA-SMI has failed because it couldn't communicate with t
 
 /// What may fail to load, and for want of what alone: a system's own libraries,
 /// that an image has which wants these.
-const EXCUSED: [(&str, &[&str]); 8] = [
+const EXCUSED: [(&str, &[&str]); 9] = [
     ("libGLX_nvidia.so", &["libX11.so.6", "libXext.so.6"]),
     ("libnvidia-egl-gbm.so", &["libgbm.so.1", "libdrm.so.2"]),
     (
@@ -63,6 +63,10 @@ const EXCUSED: [(&str, &[&str]); 8] = [
     ),
     ("libnvidia-pkcs11.so", &["libcrypto.so.1.1"]),
     ("libnvidia-pkcs11-openssl3.so", &["libcrypto.so.3"]),
+    (
+        "libnvidia-vulkan-producer.so",
+        &["libEGL.so.1", "libwayland-client.so.0"],
+    ),
     ("libvdpau_nvidia.so", &["libX11.so.6", "libXext.so.6"]),
 ];
 

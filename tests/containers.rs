@@ -49,7 +49,7 @@ use std::fs;
 use common::probe::{Findings, LIBRARY_FOLDER};
 use common::system::skip;
 use containerd::Containerd;
-use driver::{drivers, newest};
+use driver::{Driver, drivers, newest};
 use image::{Image, LIB64, Layout};
 use memory::Memory;
 use node::{Node, OWN_FOLDER, Setup, assert_without_module, questions};
@@ -120,12 +120,12 @@ async fn computing_works_in_whole_images() {
         (User::Other, true),
         (User::Other, false),
     ];
-    for driver in drivers("computing_works_in_whole_images") {
+    let (drivers, images) = drivers_and_images("computing_works_in_whole_images");
+    for driver in drivers {
         let node = Node::start(&driver).await;
-        for image in images("computing_works_in_whole_images") {
+        for image in &images {
             for (user, read_only) in users {
-                node.assert_driver(&image, Setting { user, read_only })
-                    .await;
+                node.assert_driver(image, Setting { user, read_only }).await;
             }
         }
     }
@@ -134,29 +134,33 @@ async fn computing_works_in_whole_images() {
 #[tokio::test(flavor = "multi_thread")]
 async fn every_library_of_the_whole_driver_loads_in_whole_images() {
     const TEST: &str = "every_library_of_the_whole_driver_loads_in_whole_images";
-    for driver in drivers(TEST) {
+    let (drivers, images) = drivers_and_images(TEST);
+    for driver in drivers {
         let capabilities = "all";
         let setup = Setup {
             capabilities,
             ..Setup::default()
         };
         let node = Node::start_with(&driver, setup).await;
-        for image in images(TEST) {
-            node.assert_driver(&image, User::Root.into()).await;
+        for image in &images {
+            node.assert_driver(image, User::Root.into()).await;
         }
     }
 }
 
-/// Distributions' root file systems; where there are none, that is said.
-fn images(test: &str) -> Vec<Image> {
+/// Drivers, and distributions' root file systems. Neither where one is missing,
+/// which is said once: the skipped are counted.
+fn drivers_and_images(test: &str) -> (Vec<Driver>, Vec<Image>) {
+    let drivers = drivers(test);
     let images = Image::whole();
-    if images.is_empty() {
-        skip(
-            test,
-            "needs IMAGE_ROOTS, a LIBC_ROOTS to build for them, and unshare",
-        );
+    if drivers.is_empty() || !images.is_empty() {
+        return (drivers, images);
     }
-    images
+    skip(
+        test,
+        "needs IMAGE_ROOTS, a LIBC_ROOTS to build for them, and unshare",
+    );
+    (Vec::new(), Vec::new())
 }
 
 // === Images with ways of their own ===
@@ -169,7 +173,8 @@ const OWN_LIB64: &str = "/usr/local/nvidia/lib64";
 #[tokio::test(flavor = "multi_thread")]
 async fn an_image_that_looks_in_the_folder_of_nvidias_runtime_finds_all_there() {
     const TEST: &str = "an_image_that_looks_in_the_folder_of_nvidias_runtime_finds_all_there";
-    let Some(driver) = newest(TEST) else {
+    let (drivers, images) = drivers_and_images(TEST);
+    let Some(driver) = drivers.last() else {
         return;
     };
     // A volume has both; files in place are in the one that all images name.
@@ -182,9 +187,9 @@ async fn an_image_that_looks_in_the_folder_of_nvidias_runtime_finds_all_there() 
             volume,
             ..Setup::default()
         };
-        let node = Node::start_with(&driver, setup).await;
+        let node = Node::start_with(driver, setup).await;
         let path = format!("{OWN_FOLDER}/bin:/usr/local/bin:/usr/bin:/bin");
-        for image in images(TEST) {
+        for image in images.clone() {
             let image = image
                 .with_variable("LD_LIBRARY_PATH", variable)
                 .with_variable("PATH", &path)
@@ -206,7 +211,7 @@ async fn an_image_that_looks_in_the_folder_of_nvidias_runtime_finds_all_there() 
 async fn an_image_that_names_its_own_libcuda_gets_it_and_the_drivers_nvml() {
     const TEST: &str = "an_image_that_names_its_own_libcuda_gets_it_and_the_drivers_nvml";
     const COMPAT: &str = "/usr/local/cuda/compat";
-    let drivers = drivers(TEST);
+    let (drivers, images) = drivers_and_images(TEST);
     let Some((driver, others)) = drivers.split_first() else {
         return;
     };
@@ -216,7 +221,7 @@ async fn an_image_that_names_its_own_libcuda_gets_it_and_the_drivers_nvml() {
     let node = Node::start(driver).await;
     let libcuda = newer.file("libcuda.so.1");
     let name = libcuda.file_name().expect("a name").to_string_lossy();
-    for image in images(TEST) {
+    for image in images {
         let image = image
             .with_own("libcuda.so.1", libcuda, COMPAT)
             .with_variable("LD_LIBRARY_PATH", COMPAT)
@@ -258,21 +263,17 @@ async fn an_image_whose_loader_is_told_of_a_stale_driver_elsewhere_keeps_it() {
     }
 }
 
-/// Nodes with each driver, and each image with another driver's libraries in a
+/// Nodes with a driver each, and an image each with another driver's libraries in a
 /// folder.
 async fn with_stale(test: &str, folder: &str) -> Vec<(Node, Image)> {
-    let drivers = drivers(test);
+    let (drivers, images) = drivers_and_images(test);
+    if drivers.len() == 1 {
+        skip(test, "DRIVER_ROOTS names one driver alone");
+        return Vec::new();
+    }
     let mut all = Vec::new();
-    for (at, driver) in drivers.iter().enumerate() {
+    for (at, (driver, mut image)) in drivers.iter().zip(images).enumerate() {
         let other = &drivers[(at + 1) % drivers.len()];
-        if other.version == driver.version {
-            skip(test, "DRIVER_ROOTS names one driver alone");
-            continue;
-        }
-        let images = images(test);
-        let Some(mut image) = images.into_iter().nth(at) else {
-            continue;
-        };
         for soname in ["libcuda.so.1", "libnvidia-ml.so.1"] {
             image = image.with_own(soname, other.file(soname), folder);
         }

@@ -44,6 +44,8 @@ pub(super) enum ElfError {
     NotAFile,
     #[error("a linker script")]
     LinkerScript,
+    #[error("a script")]
+    Script,
     #[error("for 32-bit programs")]
     Bits32,
     #[error("not a 64-bit little-endian ELF file, or a damaged one: {0}")]
@@ -105,6 +107,9 @@ fn foreign<'data, R: ReadRef<'data>>(data: R) -> Result<(), ElfError> {
         } else {
             Ok(())
         };
+    }
+    if start.starts_with(b"#!") {
+        return Err(ElfError::Script);
     }
     let text = String::from_utf8_lossy(start);
     let words = ["GNU ld script", "INPUT", "GROUP"];
@@ -330,6 +335,8 @@ mod tests {
         }
         let linker_script = b"/* GNU ld script */ INPUT(libcuda.so.1)".to_vec();
         assert!(matches!(read(linker_script).0, Err(ElfError::LinkerScript)));
+        let script = b"#!/bin/sh\nexec /opt/nvidia-smi".to_vec();
+        assert!(matches!(read(script).0, Err(ElfError::Script)));
         let narrow = Elf {
             class: 1,
             ..Elf::library("libcuda.so.1")

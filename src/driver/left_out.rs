@@ -27,6 +27,8 @@ pub enum Reason {
     Dangling,
     /// It is a text that tells a linker where the library is.
     LinkerScript,
+    /// It is a script that stands in a program's place.
+    Script,
     /// It is for 32-bit programs.
     Bits32,
     /// It is for another processor, as ELF numbers them.
@@ -67,6 +69,7 @@ impl fmt::Display for Reason {
             Self::Stub => f.write_str("a stub for linking programs, not the driver's library"),
             Self::Dangling => f.write_str("a link that leads nowhere"),
             Self::LinkerScript => f.write_str("a linker script, not a library"),
+            Self::Script => f.write_str("a script, not the program itself"),
             Self::Bits32 => f.write_str("for 32-bit programs"),
             Self::Architecture(machine) => match machine {
                 62 => f.write_str("for x86_64"),

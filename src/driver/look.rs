@@ -186,6 +186,7 @@ impl<'a> Look<'a> {
     fn elf(&self, real: &Path) -> Result<ElfFile, Reason> {
         let file = ElfFile::open(real).map_err(|error| match error {
             ElfError::LinkerScript => Reason::LinkerScript,
+            ElfError::Script => Reason::Script,
             ElfError::Bits32 => Reason::Bits32,
             ElfError::Io(error) => Reason::Unreadable(error.to_string()),
             other => Reason::NotElf(other.to_string()),

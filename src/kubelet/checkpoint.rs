@@ -70,8 +70,10 @@ pub fn allocated(folder: &Path, resource: &str) -> anyhow::Result<BTreeSet<Strin
 ///
 /// # Errors
 ///
-/// The file is there and could not be read or understood in full.
+/// The file is there and could not be read or understood in full, or the folder
+/// is not there: then the file may be where this process does not see it.
 pub fn host_paths(folder: &Path, pods: &Path) -> anyhow::Result<BTreeSet<PathBuf>> {
+    std::fs::metadata(folder)?;
     let known = pods.is_dir();
     let gone = |uid: &str| known && !uid.is_empty() && !pods.join(uid).exists();
     let mut paths = BTreeSet::new();

@@ -11,8 +11,11 @@
  *   is PATH DEVICE:INODE               which file that is
  *   loaded NAME PATH, unloadable NAME WHY
  *   call NAME:FUNCTION RESULT          for each further argument NAME:FUNCTION
- *   run PROGRAM STATUS                 for each further argument PROGRAM
+ *   run PROGRAM STATUS                 for each further argument PROGRAM, looked
+ *   said PROGRAM LINE                  for in PATH, and its first line
  *   node PATH MAJOR:MINOR OPENED       for each further argument FOLDER/
+ *   file PATH WRITABLE, is PATH ...    for each further argument ?PATH
+ *   loaded NAME PATH, unloadable ...   for each further argument +NAME
  *   done                               then it ends, if the last argument is "end"
  *
  * OPENED and WRITABLE are "ok" or the name of an error. */
@@ -88,13 +91,32 @@ static void make_nodes(void) {
     }
 }
 
+/* In a process of its own: what one library loads must not help the next, and
+ * one may end it. */
 static void load(const char *name) {
-    void *library = dlopen(name, RTLD_NOW | RTLD_LOCAL);
-    struct link_map *map = 0;
-    if (!library)
-        printf("unloadable %s %s\n", name, dlerror());
-    else if (!dlinfo(library, RTLD_DI_LINKMAP, &map))
-        printf("loaded %s %s\n", name, map->l_name);
+    int status = 0;
+    pid_t pid = fork();
+    if (pid == 0) {
+        void *library = dlopen(name, RTLD_NOW | RTLD_LOCAL);
+        struct link_map *map = 0;
+        if (!library)
+            printf("unloadable %s %s\n", name, dlerror());
+        else if (!dlinfo(library, RTLD_DI_LINKMAP, &map))
+            printf("loaded %s %s\n", name, map->l_name);
+        fflush(stdout);
+        _exit(0);
+    }
+    waitpid(pid, &status, 0);
+    if (!WIFEXITED(status))
+        printf("unloadable %s ended by signal %d\n", name, WTERMSIG(status));
+}
+
+static void tell_file(const char *file) {
+    struct stat is;
+    printf("file %s %s\n", file, word(access(file, W_OK)));
+    if (stat(file, &is) == 0)
+        printf("is %s %llu:%llu\n", file, (unsigned long long)is.st_dev,
+               (unsigned long long)is.st_ino);
 }
 
 static void list_files(const char *path, int libraries) {
@@ -103,14 +125,10 @@ static void list_files(const char *path, int libraries) {
     while (folder && (entry = readdir(folder))) {
         const char *name = entry->d_name;
         char file[512];
-        struct stat is;
         if (!begins(name, "libcuda") && !begins(name, "libnvidia") && !begins(name, "nvidia-"))
             continue;
         snprintf(file, sizeof file, "%s/%s", path, name);
-        printf("file %s %s\n", file, word(access(file, W_OK)));
-        if (stat(file, &is) == 0)
-            printf("is %s %llu:%llu\n", file, (unsigned long long)is.st_dev,
-                   (unsigned long long)is.st_ino);
+        tell_file(file);
         if (libraries)
             load(name);
     }
@@ -132,13 +150,27 @@ static void call(const char *name_and_function) {
 }
 
 static void run(const char *program) {
-    int status = 0;
+    char line[512];
+    int status = 0, ends[2];
+    if (pipe(ends))
+        return;
     pid_t pid = fork();
     if (pid == 0) {
-        dup2(2, 1);
-        execl(program, program, (char *)0);
+        dup2(ends[1], 1);
+        dup2(ends[1], 2);
+        close(ends[0]);
+        execlp(program, program, (char *)0);
         _exit(127);
     }
+    close(ends[1]);
+    FILE *output = fdopen(ends[0], "r");
+    if (fgets(line, sizeof line, output)) {
+        line[strcspn(line, "\n")] = 0;
+        printf("said %s %s\n", program, line);
+    }
+    while (fgets(line, sizeof line, output))
+        ;
+    fclose(output);
     waitpid(pid, &status, 0);
     printf("run %s %d\n", program, WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status));
 }
@@ -149,7 +181,11 @@ static void answer(const char *question) {
     if (question[length - 1] == '/') {
         snprintf(folder, sizeof folder, "%.*s", (int)length - 1, question);
         list_nodes(folder);
-    } else
+    } else if (*question == '?')
+        tell_file(question + 1);
+    else if (*question == '+')
+        load(question + 1);
+    else
         (strchr(question, ':') ? call : run)(question);
 }
 

@@ -1,7 +1,7 @@
 //! The only program of the tests' containers, an image's files for it, and what
 //! it finds.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
@@ -103,6 +103,14 @@ impl Findings {
         let facts = self.0.iter().filter(|(of, ..)| of == kind);
         facts
             .map(|(_, about, what)| (about.as_str(), what.as_str()))
+            .collect()
+    }
+
+    /// Everything but the variables, some of which are the runtime's.
+    pub fn but_environment(&self) -> BTreeSet<(&str, &str, &str)> {
+        let facts = self.0.iter().filter(|(of, ..)| of != "env");
+        facts
+            .map(|(of, about, what)| (of.as_str(), about.as_str(), what.as_str()))
             .collect()
     }
 

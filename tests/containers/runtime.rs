@@ -1,11 +1,13 @@
 //! Containers by runc alone, from an answer of Allocate: what the kubelet and a
 //! runtime make of it, and nothing else.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::OnceLock;
+use std::time::{Duration, Instant};
 
 use gpu_device_plugin::api::v1beta1::ContainerAllocateResponse;
 use serde_json::{Value, json};
@@ -13,9 +15,6 @@ use serde_json::{Value, json};
 use crate::common::probe::{Findings, PROBE};
 use crate::common::system::try_output;
 use crate::image::Image;
-
-/// The only variables, and they are the image's.
-pub const ENVIRONMENT: [&str; 2] = ["HOME=/", "PATH=/usr/local/bin:/usr/bin:/bin"];
 
 /// Where a container has the nodes of all GPUs, as from somebody who gave it too
 /// much; it still may use its own alone.
@@ -54,9 +53,35 @@ pub enum User {
     Other,
 }
 
+/// Who the container's program is, and what it may write.
+#[derive(Clone, Copy, Debug)]
+pub struct Setting {
+    pub user: User,
+    /// Whether the root file system is read-only.
+    pub read_only: bool,
+}
+
+impl From<User> for Setting {
+    fn from(user: User) -> Self {
+        Self {
+            user,
+            read_only: true,
+        }
+    }
+}
+
 impl User {
-    fn id(self) -> u32 {
+    pub fn id(self) -> u32 {
         if self == Self::Other { 1000 } else { 0 }
+    }
+
+    /// What a pod has to name for that, of what containerd gives by itself.
+    pub fn dropped(self) -> Option<&'static str> {
+        match self {
+            Self::Root => Some("MKNOD"),
+            Self::RootWithNodes => None,
+            Self::Other => Some("ALL"),
+        }
     }
 
     fn capabilities(self) -> Vec<&'static str> {
@@ -75,7 +100,8 @@ pub fn unable() -> Option<&'static str> {
     let tried = TRIED.get_or_init(|| {
         let nothing = ContainerAllocateResponse::default();
         let image = Image::of_this_machine();
-        let done = try_run(&nothing, &image, Path::new("/nowhere"), User::Root, &[]);
+        let root = User::Root.into();
+        let done = try_run(&nothing, &image, Path::new("/nowhere"), root, &[]);
         done.map(drop)
     });
     tried.as_ref().err().map(String::as_str)
@@ -87,10 +113,10 @@ pub fn run(
     answer: &ContainerAllocateResponse,
     image: &Image,
     dev: &Path,
-    user: User,
-    questions: &[&str],
+    setting: Setting,
+    questions: &[String],
 ) -> Findings {
-    match try_run(answer, image, dev, user, questions) {
+    match try_run(answer, image, dev, setting, questions) {
         Ok(findings) => findings,
         Err(error) => panic!("{error}"),
     }
@@ -100,23 +126,50 @@ fn try_run(
     answer: &ContainerAllocateResponse,
     image: &Image,
     dev: &Path,
-    user: User,
-    questions: &[&str],
+    setting: Setting,
+    questions: &[String],
 ) -> Result<Findings, String> {
     let bundle = tempfile::Builder::new().prefix("gpu-container-").tempdir();
     let bundle = bundle.expect("create a bundle's folder");
-    image.unpack(&bundle.path().join("rootfs"));
-    let folder = image.library_folder();
-    let arguments = [&[PROBE, folder], questions, &["end"]].concat();
-    let config = config(answer, &arguments, dev, user);
+    let wrapper = image.unpack(bundle.path());
+    let questions = questions.iter().map(String::as_str);
+    let arguments = [PROBE, image.library_folder()].into_iter();
+    let arguments: Vec<_> = arguments.chain(questions).chain(["end"]).collect();
+    let config = config(answer, image, &arguments, dev, setting);
     fs::write(bundle.path().join("config.json"), config.to_string()).expect("write its config");
     let container = Container::new(bundle.path());
     let mut command = Command::new("timeout");
-    command.args(["--kill-after=5", LIMIT, "runc", "--root"]);
+    command.args(["--kill-after=5", LIMIT]).args(wrapper);
+    command.args(["runc", "--root"]);
     command.arg(bundle.path().join("state"));
     command.args(["run", "--bundle"]).arg(bundle.path());
     let said = try_output(command.arg(&container.id))?;
     Findings::parse(said.lines()).ok_or_else(|| format!("the probe said only:\n{said}"))
+}
+
+/// How long runc takes to make and start a container that does nothing, with what
+/// Allocate answered.
+pub fn time_to_start(answer: &ContainerAllocateResponse, image: &Image) -> Duration {
+    let bundle = tempfile::Builder::new().prefix("gpu-container-").tempdir();
+    let bundle = bundle.expect("create a bundle's folder");
+    image.unpack(bundle.path());
+    let nowhere = Path::new("/nowhere");
+    let config = config(answer, image, &[PROBE], nowhere, User::Root.into());
+    fs::write(bundle.path().join("config.json"), config.to_string()).expect("write its config");
+    let container = Container::new(bundle.path());
+    let runc = |command: &str, options: &[&OsStr]| {
+        let mut runc = Command::new("runc");
+        runc.arg("--root").arg(bundle.path().join("state"));
+        runc.arg(command).args(options).arg(&container.id);
+        // The container has them as well, and would keep a pipe open.
+        runc.stdin(Stdio::null()).stdout(Stdio::null());
+        let status = runc.stderr(Stdio::null()).status();
+        assert!(status.is_ok_and(|status| status.success()), "{runc:?}");
+    };
+    let began = Instant::now();
+    runc("create", &["--bundle".as_ref(), bundle.path().as_os_str()]);
+    runc("start", &[]);
+    began.elapsed()
 }
 
 /// A container's state, which goes with it, whatever became of it.
@@ -142,9 +195,14 @@ impl Drop for Container<'_> {
     }
 }
 
-/// The runtime's configuration. Everything is denied that is not allowed; the
-/// root is read-only.
-fn config(answer: &ContainerAllocateResponse, arguments: &[&str], dev: &Path, user: User) -> Value {
+/// The runtime's configuration. Everything is denied that is not allowed.
+fn config(
+    answer: &ContainerAllocateResponse,
+    image: &Image,
+    arguments: &[&str],
+    dev: &Path,
+    Setting { user, read_only }: Setting,
+) -> Value {
     let mut mounts = vec![
         json!({"destination": "/proc", "type": "proc", "source": "proc"}),
         json!({"destination": "/dev", "type": "tmpfs", "source": "tmpfs",
@@ -172,11 +230,8 @@ fn config(answer: &ContainerAllocateResponse, arguments: &[&str], dev: &Path, us
     }
     let variables = answer.envs.iter();
     let variables = variables.map(|(name, value)| format!("{name}={value}"));
-    let environment: Vec<_> = ENVIRONMENT
-        .map(str::to_owned)
-        .into_iter()
-        .chain(variables)
-        .collect();
+    let own = image.environment().iter().cloned();
+    let environment: Vec<_> = own.chain(variables).collect();
     let capabilities = user.capabilities();
     let namespaces = ["pid", "ipc", "uts", "mount", "network"].map(|kind| json!({"type": kind}));
     json!({
@@ -191,7 +246,7 @@ fn config(answer: &ContainerAllocateResponse, arguments: &[&str], dev: &Path, us
             "capabilities": {"bounding": capabilities, "effective": capabilities,
                              "permitted": capabilities},
         },
-        "root": {"path": "rootfs", "readonly": true},
+        "root": {"path": "rootfs", "readonly": read_only},
         "mounts": mounts,
         "linux": {
             "namespaces": namespaces,

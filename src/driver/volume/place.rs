@@ -10,6 +10,9 @@ use rustix::fs::{XattrFlags, fsetxattr, getxattr, ioctl_ficlone, statvfs};
 use super::VolumeError;
 use super::manifest::Way;
 
+const SETUID: u32 = 0o4000;
+const SETGID: u32 = 0o2000;
+
 /// What SELinux goes by.
 const LABEL: &str = "security.selinux";
 /// Longest label that is taken over.
@@ -22,13 +25,15 @@ const RESERVE: u64 = 500 << 20;
 /// Brings `from` to `to`, which is not there, in the way that works. `rest` are
 /// the bytes of this file and of those still to come.
 pub(super) fn place(from: &Path, to: &Path, rest: u64) -> Result<Way, VolumeError> {
-    // Across file systems and mounts, on an overlay or an immutable file it is
-    // refused, each time with another error: what counts is whether a copy works.
-    if fs::hard_link(from, to).is_ok() {
-        return Ok(Way::Link);
-    }
     let source = File::open(from).map_err(VolumeError::source(from))?;
     let before = source.metadata().map_err(VolumeError::source(from))?;
+    // A program that runs as another user would outlive its own update.
+    let privileged = before.mode() & (SETUID | SETGID) != 0;
+    // Across file systems and mounts, on an overlay or an immutable file it is
+    // refused, each time with another error: what counts is whether a copy works.
+    if !privileged && fs::hard_link(from, to).is_ok() {
+        return Ok(Way::Link);
+    }
     let mut options = OpenOptions::new();
     let target = options.write(true).create_new(true).mode(0o600).open(to);
     let target = target.map_err(VolumeError::write(to))?;

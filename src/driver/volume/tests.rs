@@ -123,6 +123,18 @@ fn a_file_with_two_names_is_one_file_however_it_came() {
 }
 
 #[test]
+fn a_program_that_runs_as_another_user_is_copied_without_that() {
+    let node = Node::new();
+    let program = &node.sources[3];
+    let rights = |mode| std::os::unix::fs::PermissionsExt::from_mode(mode);
+    fs::set_permissions(&program.here, rights(0o4755)).unwrap();
+    let volume = node.make().unwrap();
+    let copy = volume.folder.here.join(&program.path);
+    assert!(!same_file(&program.here, &copy));
+    assert_eq!(fs::metadata(copy).unwrap().mode() & 0o7777, 0o555);
+}
+
+#[test]
 fn the_same_files_are_the_same_volume() {
     let node = Node::new();
     let first = node.make().unwrap();

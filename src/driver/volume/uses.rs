@@ -119,9 +119,11 @@ fn mounts(procfs: &Path) -> anyhow::Result<BTreeMap<PathBuf, u32>> {
             continue;
         };
         let process = procfs.join(&name);
-        // Spares reading the same mounts again, where it may be known.
-        if let Ok(namespace) = fs::read_link(process.join("ns/mnt"))
-            && !seen.insert(namespace)
+        // Spares reading the same mounts again, where it may be known. A process
+        // that changed its root sees a part of its namespace's only.
+        let link = |name: &str| fs::read_link(process.join(name));
+        if let (Ok(namespace), Ok(root)) = (link("ns/mnt"), link("root"))
+            && !seen.insert((namespace, root))
         {
             continue;
         }

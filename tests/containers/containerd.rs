@@ -1,0 +1,266 @@
+//! A containerd in a temporary folder, for one test at a time, and its end.
+
+use std::env;
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use gpu_device_plugin::api::v1beta1::ContainerAllocateResponse;
+use tempfile::TempDir;
+
+use crate::archive;
+use crate::common::probe::{Findings, LIBRARY_FOLDER, PROBE};
+use crate::common::system::{on_path, output, skip, try_output};
+use crate::cri::{self, Runtime};
+use crate::daemon::Daemon;
+use crate::host::{self, holds_within};
+use crate::runtime::Setting;
+use crate::wait::{LONG, eventually};
+
+/// Begins the name of each temporary folder.
+const PREFIX: &str = "gpu-device-plugin-cri-";
+
+/// Folders that it makes whatever its configuration says, the inner ones first.
+fn machine_folders() -> impl Iterator<Item = PathBuf> {
+    let folders = ["runc/k8s.io", "runc", "s", "fifo", ""].into_iter();
+    folders.map(|folder| Path::new("/run/containerd").join(folder))
+}
+
+/// Dropped, it ends all that runs in it.
+pub struct Containerd {
+    daemon: Option<Daemon>,
+    programs: Programs,
+    pub runtime: Option<Runtime>,
+    pods: usize,
+    /// Folders that were not there.
+    made: Vec<PathBuf>,
+    folder: TempDir,
+    /// Held while anything of the above exists.
+    _turn: File,
+}
+
+/// The programs, and the PATH that they find each other by.
+struct Programs {
+    path: OsString,
+}
+
+impl Programs {
+    /// Those of `CONTAINERD_ROOT`, or the machine's own.
+    fn find() -> Option<Self> {
+        let path = env::var_os("PATH").unwrap_or_default();
+        let Some(root) = env::var_os("CONTAINERD_ROOT") else {
+            on_path("containerd").and(on_path("ctr"))?;
+            return Some(Self { path });
+        };
+        let own = PathBuf::from(root).join("usr/bin");
+        let all = [own].into_iter().chain(env::split_paths(&path));
+        let path = env::join_paths(all).expect("a PATH");
+        Some(Self { path })
+    }
+
+    fn command(&self, program: &str) -> Command {
+        let mut places = env::split_paths(&self.path).map(|folder| folder.join(program));
+        let place = places.find(|place| place.is_file());
+        let mut command = Command::new(place.expect("a program of containerd's"));
+        command.env("PATH", &self.path);
+        command
+    }
+}
+
+impl Containerd {
+    /// One with the image of the probe; none where this machine lacks it, which is
+    /// said.
+    pub async fn start(test: &str) -> Option<Self> {
+        let Some(programs) = Programs::find() else {
+            skip(test, "needs CONTAINERD_ROOT, or containerd and ctr on PATH");
+            return None;
+        };
+        // As tests/e2e takes turns.
+        let turn = File::open("/var/lib").expect("open the folder of the kubelet's");
+        turn.lock().expect("wait for other runs to end");
+        sweep_old();
+        let folder = tempfile::Builder::new().prefix(PREFIX).tempdir();
+        let folder = folder.expect("create a temporary folder");
+        let mut containerd = Self {
+            daemon: None,
+            programs,
+            runtime: None,
+            pods: 0,
+            made: machine_folders().filter(|path| !path.exists()).collect(),
+            folder,
+            _turn: turn,
+        };
+        containerd.serve().await;
+        Some(containerd)
+    }
+
+    async fn serve(&mut self) {
+        let folder = self.folder.path();
+        let version = output(self.programs.command("containerd").arg("--version"));
+        println!("{version}");
+        let config = folder.join("containerd.toml");
+        fs::write(&config, configuration(folder, &version)).expect("configure containerd");
+        fs::create_dir(self.cdi_folder()).expect("create the folder of CDI specs");
+        let mut command = self.programs.command("containerd");
+        command.arg("--config").arg(config);
+        self.daemon = Some(Daemon::start("containerd", &mut command, folder));
+        let accepts = || try_output(self.ctr().arg("version")).is_ok();
+        assert!(holds_within(LONG, accepts), "{}", self.log());
+        let image = archive::archive(folder);
+        output(self.ctr().args(["images", "import"]).arg(image));
+        let mut runtime = Runtime::connect(socket(folder)).await;
+        eventually("containerd serves kubelets", async || {
+            runtime.version().await
+        })
+        .await;
+        self.runtime = Some(runtime);
+    }
+
+    fn ctr(&self) -> Command {
+        let mut ctr = self.programs.command("ctr");
+        ctr.args(["--namespace", "k8s.io", "--address"]);
+        ctr.arg(socket(self.folder.path()));
+        ctr
+    }
+
+    /// Where it looks for CDI specs.
+    pub fn cdi_folder(&self) -> PathBuf {
+        self.folder.path().join("cdi")
+    }
+
+    fn log(&self) -> String {
+        let tail = self.daemon.as_ref().map(Daemon::tail);
+        tail.unwrap_or_default()
+    }
+
+    /// What the probe finds in a pod's container with what Allocate answered, or
+    /// why there was none.
+    pub async fn run(
+        &mut self,
+        answer: &ContainerAllocateResponse,
+        setting: Setting,
+        questions: &[String],
+    ) -> Result<Findings, String> {
+        self.pods += 1;
+        let name = format!("pod-{}", self.pods);
+        let logs = self.folder.path().join(&name);
+        let runtime = self.runtime.as_mut().expect("a runtime that runs");
+        let pod = runtime.run_pod(&name, &logs).await;
+        let command = [PROBE, LIBRARY_FOLDER].map(str::to_owned).into_iter();
+        let command = command.chain(questions.iter().cloned());
+        let command = command.chain(["end".to_owned()]).collect();
+        let config = cri::container(answer, archive::NAME, command, setting);
+        let found = match runtime.create(&pod, config).await {
+            Ok(id) => started(runtime, &id, &pod.log()).await,
+            Err(status) => Err(status.message().to_owned()),
+        };
+        runtime.remove_pod(pod).await;
+        found
+    }
+}
+
+async fn started(runtime: &mut Runtime, id: &str, log: &Path) -> Result<Findings, String> {
+    let started = runtime.start(id).await;
+    started.map_err(|status| status.message().to_owned())?;
+    eventually("the container has ended", async || runtime.ended(id).await).await;
+    let findings = eventually("its log is written", async || {
+        let log = fs::read_to_string(log).unwrap_or_default();
+        // TIME STREAM TAG LINE.
+        let lines = log.lines().filter_map(|line| line.split_once(" stdout F "));
+        Findings::parse(lines.map(|(_time, line)| line)).ok_or(log)
+    });
+    Ok(findings.await)
+}
+
+impl Drop for Containerd {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            println!("containerd's log:\n{}", self.log());
+        }
+        if let Some(daemon) = self.daemon.take() {
+            daemon.end(LONG);
+        }
+        for left in host::sweep(self.folder.path()) {
+            println!("had to be removed: {left}");
+        }
+        for folder in &self.made {
+            // One that is not empty is somebody's by now.
+            drop(fs::remove_dir(folder));
+        }
+    }
+}
+
+/// What runs left that were killed. In one's turn, so that none of them lives.
+fn sweep_old() {
+    for entry in fs::read_dir(env::temp_dir())
+        .into_iter()
+        .flatten()
+        .flatten()
+    {
+        let folder = entry.path();
+        if entry.file_name().to_string_lossy().starts_with(PREFIX) && folder.is_dir() {
+            println!("a run was killed and left {}", folder.display());
+            drop(host::sweep(&folder));
+            drop(fs::remove_dir_all(folder));
+        }
+    }
+}
+
+fn socket(folder: &Path) -> PathBuf {
+    folder.join("containerd.sock")
+}
+
+/// The least that works, in either generation's words: no network plugins, since
+/// pods have the host's network, and no more power over the OOM killer than root
+/// has here. An overlay takes no place on another one: there the layers are copied.
+fn configuration(folder: &Path, version: &str) -> String {
+    let image = archive::NAME;
+    let snapshotter = if is_overlay(folder) {
+        "native"
+    } else {
+        "overlayfs"
+    };
+    let (socket, folder) = (socket(folder), folder.display());
+    let socket = socket.display();
+    let (version, cri, images) = if version.contains(" v1.") || version.contains(" 1.") {
+        let cri = "io.containerd.grpc.v1.cri";
+        let images = format!(
+            r#"sandbox_image = "{image}"
+[plugins."{cri}".containerd]
+snapshotter = "{snapshotter}""#
+        );
+        (2, cri, images)
+    } else {
+        let images = format!(
+            r#"[plugins."io.containerd.cri.v1.images"]
+snapshotter = "{snapshotter}"
+[plugins."io.containerd.cri.v1.images".pinned_images]
+sandbox = "{image}""#
+        );
+        (3, "io.containerd.cri.v1.runtime", images)
+    };
+    format!(
+        r#"version = {version}
+root = "{folder}/root"
+state = "{folder}/state"
+[grpc]
+address = "{socket}"
+[plugins."io.containerd.internal.v1.opt"]
+path = "{folder}/opt"
+[plugins."{cri}".cni]
+conf_dir = "{folder}/no-network"
+[plugins."{cri}"]
+restrict_oom_score_adj = true
+enable_cdi = true
+cdi_spec_dirs = ["{folder}/cdi"]
+{images}
+"#
+    )
+}
+
+/// By the number of linux/magic.h.
+fn is_overlay(folder: &Path) -> bool {
+    let kind = rustix::fs::statfs(folder).expect("the folder's file system");
+    kind.f_type == 0x794c_7630
+}

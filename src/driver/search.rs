@@ -155,6 +155,7 @@ fn cached(root: &DriverRoot, cache: &str, architecture: Architecture) -> Vec<Pat
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::driver::files::FileKind;
     use crate::driver::fixture::{AARCH64, Elf, Tree};
 
     const VERSION: &str = "550.163.01";
@@ -178,8 +179,31 @@ mod tests {
     fn listing(files: &DriverFiles) -> Vec<String> {
         let files = files.files.iter();
         files
+            .filter(|file| file.kind != FileKind::Alias)
             .map(|file| format!("{} -> {}", file.name, file.host.display()))
             .collect()
+    }
+
+    #[test]
+    fn a_library_has_the_other_name_that_programs_load_it_by() {
+        let tree = Tree::new();
+        tree.required("usr/lib64", VERSION);
+        let files = find(&tree).unwrap();
+        let aliases = files
+            .files
+            .iter()
+            .filter(|file| file.kind == FileKind::Alias);
+        let aliases: Vec<_> = aliases
+            .map(|file| (file.name.as_str(), &file.host))
+            .collect();
+        let libcuda = &files.library("libcuda.so.1").unwrap().host;
+        assert_eq!(aliases, [("libcuda.so", libcuda)]);
+        let places = files.mounts(None).into_iter().map(|mount| mount.container);
+        let places: Vec<_> = places.collect();
+        assert!(
+            places.contains(&"/usr/lib64/libcuda.so".into()),
+            "{places:?}"
+        );
     }
 
     fn found(tree: &Tree) -> Vec<String> {
@@ -530,7 +554,7 @@ mod tests {
                 other(cuda.clone()),
                 "another copy: /usr/lib64/libcuda.so.550.163.01",
             ),
-            ("usr/bin/nvidia-smi", b"#!/bin/sh".to_vec(), "not a 64-bit"),
+            ("usr/bin/nvidia-smi", b"#!/bin/sh".to_vec(), "a script"),
         ];
         tree.required("usr/lib64", VERSION)
             .link(

@@ -273,6 +273,39 @@ async fn a_container_that_restarts_keeps_its_gpu() {
     assert_restarts_with_its_device(&node, &second).await;
 }
 
+/// The kubelet starts containers by an answer of old: what that names is kept as
+/// long as its real checkpoint has it for a pod, and no longer.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_driver_upgrade_leaves_pods_their_volume() {
+    let Some(mut node) = Node::new("a driver upgrade leaves pods their volume", 2) else {
+        return;
+    };
+    node.start().await;
+    let old = node.run_pod("old", 1).await;
+    let before = node.volumes();
+    node.say(&format!("the pod has the driver of {before:?}"));
+    node.gpus.install_driver("590.44.01");
+    node.gpus.edit(|state| state.driver_version = "590.44.01".into());
+    // A plugin of the new driver; the old one's answer is in the checkpoint alone.
+    node.end_plugin(libc::SIGTERM).await;
+    node.machine.kubelet.wait_allocatable(0).await;
+    node.start_plugin();
+    node.machine.kubelet.wait_allocatable(2).await;
+    assert_eq!(node.volumes().len(), 2, "{:?}", node.volumes());
+    node.say(&format!("now there are {:?}", node.volumes()));
+    assert_restarts_with_its_device(&node, &old).await;
+    assert!(node.volumes().is_superset(&before));
+
+    node.machine.kubelet.remove_pod("old");
+    wait::eventually("the old volume is collected", async || {
+        let volumes = node.volumes();
+        let left = volumes.intersection(&before).count();
+        if left == 0 { Ok(()) } else { Err(format!("{volumes:?}")) }
+    })
+    .await;
+    node.say("the pod is gone, and so is its volume");
+}
+
 /// Kills the pod's container and sees what the next one has.
 async fn assert_restarts_with_its_device(node: &Node, pod: &Pod) {
     node.machine.kill_container(&pod.container);

@@ -21,9 +21,12 @@ const HERE: u8 = if cfg!(target_arch = "aarch64") {
     62
 };
 
-/// GBM loads its part by this name, which is a link to the allocator in what
-/// NVIDIA installs, and is in none of Debian's packages.
-const GBM: (&str, &str) = ("nvidia-drm_gbm.so", "libnvidia-allocator.so.1");
+/// Names that something loads a library by, which are links in what NVIDIA
+/// installs, and in none of Debian's packages: GBM, and GLVND.
+const LINKS: [(&str, &str); 2] = [
+    ("nvidia-drm_gbm.so", "libnvidia-allocator.so.1"),
+    ("libGLX_indirect.so.0", "libGLX_nvidia.so.0"),
+];
 
 /// Unpacked packages of one driver.
 #[derive(Clone, Debug)]
@@ -63,7 +66,8 @@ impl Driver {
     /// names up to `.so`; they and programs, which have no suffix, are of this
     /// machine's kind.
     pub fn file(&self, name: &str) -> &Path {
-        let name = if name == GBM.0 { GBM.1 } else { name };
+        let link = LINKS.iter().find(|(link, _)| *link == name);
+        let name = link.map_or(name, |(_, library)| library);
         let stem = name.find(".so").map(|end| &name[..end + 3]);
         let wanted = |other: &str| match stem {
             None => other == name,

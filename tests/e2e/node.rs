@@ -80,6 +80,19 @@ impl Node {
         self.machine.folder().join("dev-root")
     }
 
+    /// Where the plugin has its driver volumes.
+    fn state_dir(&self) -> PathBuf {
+        self.machine.folder().join("state")
+    }
+
+    /// The driver volumes, by name.
+    pub fn volumes(&self) -> BTreeSet<String> {
+        let entries = fs::read_dir(self.state_dir().join("driver"));
+        let entries = entries.expect("a folder of volumes");
+        let names = entries.map(|entry| entry.expect("a volume").file_name());
+        names.filter_map(|name| name.into_string().ok()).collect()
+    }
+
     /// Where the runtime looks for CDI specs.
     pub fn cdi_root(&self) -> PathBuf {
         self.machine.folder().join(CDI_FOLDER)
@@ -109,6 +122,12 @@ impl Node {
             .arg(self.gpus.proc())
             .arg("--cdi-root")
             .arg(self.cdi_root())
+            .arg("--state-dir")
+            .arg(self.state_dir())
+            .arg("--dev-char-root")
+            .arg(self.dev_root().join("dev/char"))
+            // Nothing that pods have is collected, however soon it may be.
+            .args(["--driver-volume-grace", "100ms"])
             .args(["--device-list-strategy", self.strategy])
             .args(["--http-listen", "127.0.0.1:0"])
             .args(["--health-poll-interval", "100ms"]);

@@ -35,8 +35,8 @@ pub(super) struct Building {
     lock: File,
     made: Made,
     manifest: Manifest,
-    /// Where each file of the driver has come.
-    placed: BTreeMap<PathBuf, PathBuf>,
+    /// Where each file of the driver has come, and how.
+    placed: BTreeMap<PathBuf, (PathBuf, Way)>,
 }
 
 /// A folder that is removed again unless it is finished, but not by a panic,
@@ -118,25 +118,39 @@ impl Building {
             })
     }
 
-    /// Places one file. Its bytes.
+    /// Places one file. The bytes that are not to come any more.
     fn place(&mut self, source: &Source, rest: u64) -> Result<u64, VolumeError> {
         let to = self.folder().join(&source.path);
         let before = stamp(&source.here)?;
         step();
-        let way = match self.placed.get(&source.here) {
-            // A file with several names is one file here too.
-            Some(first) => {
+        // A file with several names is one file here too.
+        let first = self.placed.get(&source.here).cloned();
+        let way = match &first {
+            Some((first, way)) => {
                 fs::hard_link(first, &to).map_err(VolumeError::write(&to))?;
-                Way::Link
+                *way
             }
             None => place::place(&source.here, &to, rest)?,
         };
-        self.placed.entry(source.here.clone()).or_insert(to.clone());
         let placed = stamp(&to)?;
         if placed.0 != before.0 || stamp(&source.here)? != before {
             return Err(VolumeError::Changed(source.here.clone()));
         }
         let size = before.0;
+        if first.is_none() {
+            self.count(way, size);
+            self.placed.insert(source.here.clone(), (to.clone(), way));
+        }
+        self.manifest.files.push(VolumeFile {
+            path: source.path.clone(),
+            size,
+            soname: ElfFile::open(&to).ok().and_then(|elf| elf.soname),
+            by: way,
+        });
+        Ok(if first.is_none() { size } else { 0 })
+    }
+
+    fn count(&mut self, way: Way, size: u64) {
         self.made.size += size;
         match way {
             Way::Link => self.made.links += 1,
@@ -146,13 +160,6 @@ impl Building {
                 self.made.copied += size;
             }
         }
-        self.manifest.files.push(VolumeFile {
-            path: source.path.clone(),
-            size,
-            soname: ElfFile::open(&to).ok().and_then(|elf| elf.soname),
-            by: way,
-        });
-        Ok(size)
     }
 
     /// Images that look for the driver in a folder of its own know two names.

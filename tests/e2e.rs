@@ -285,7 +285,8 @@ async fn a_driver_upgrade_leaves_pods_their_volume() {
     let before = node.volumes();
     node.say(&format!("the pod has the driver of {before:?}"));
     node.gpus.install_driver("590.44.01");
-    node.gpus.edit(|state| state.driver_version = "590.44.01".into());
+    node.gpus
+        .edit(|state| state.driver_version = "590.44.01".into());
     // A plugin of the new driver; the old one's answer is in the checkpoint alone.
     node.end_plugin(libc::SIGTERM).await;
     node.machine.kubelet.wait_allocatable(0).await;
@@ -300,7 +301,11 @@ async fn a_driver_upgrade_leaves_pods_their_volume() {
     wait::eventually("the old volume is collected", async || {
         let volumes = node.volumes();
         let left = volumes.intersection(&before).count();
-        if left == 0 { Ok(()) } else { Err(format!("{volumes:?}")) }
+        if left == 0 {
+            Ok(())
+        } else {
+            Err(format!("{volumes:?}"))
+        }
     })
     .await;
     node.say("the pod is gone, and so is its volume");

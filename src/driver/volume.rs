@@ -9,7 +9,8 @@
 //!
 //! Made beside and renamed into place, so that a name is either a whole volume
 //! or not there. A live process holds a shared lock (flock) on the folder of the
-//! volume that it answers with, and an exclusive one on what it is making.
+//! volume that it answers with, and an exclusive one on what it is making; for the
+//! moments in which a folder has neither there is one on the folder of volumes.
 
 pub mod collect;
 pub mod uses;
@@ -273,6 +274,8 @@ impl Volumes {
             let (from, to) = (building.folder(), &folder.here);
             renameat_with(rustix::fs::CWD, from, rustix::fs::CWD, to, flags)
         };
+        // Between its maker's lock and its user's it has none for a moment.
+        let _guard = guard(&self.folder.here, File::lock_shared)?;
         if rename(RenameFlags::NOREPLACE).is_err() {
             if let Some(volume) = self.open(name) {
                 return Ok(volume);
@@ -307,6 +310,18 @@ impl Volumes {
         let status = status.map_err(VolumeError::write(here))?;
         Ok(!status.f_flag.contains(StatVfsMountFlags::NOEXEC))
     }
+}
+
+/// Locks the folder of volumes until this is dropped: shared by those who have
+/// something in it that is not locked yet, alone by those who take what nobody
+/// has locked.
+fn guard(folder: &Path, lock: fn(&File) -> io::Result<()>) -> Result<File, VolumeError> {
+    let open = || {
+        let folder = File::open(folder)?;
+        lock(&folder)?;
+        Ok(folder)
+    };
+    open().map_err(VolumeError::write(folder))
 }
 
 /// What is no volume: unfinished, replaced, or on its way out.

@@ -81,6 +81,8 @@ pub(super) struct Session<'a> {
     driver_due: bool,
     /// It is known what containers get of the driver, or overdue.
     driver_told: bool,
+    /// It is known.
+    supplied: bool,
     /// The device nodes were made, where any was missing, or that is overdue.
     nodes_told: bool,
 }
@@ -107,6 +109,7 @@ impl<'a> Session<'a> {
             scan_due: false,
             driver_due: false,
             driver_told: false,
+            supplied: false,
             nodes_told: false,
         }
     }
@@ -162,7 +165,10 @@ impl<'a> Session<'a> {
         if !nodes {
             self.monitor.publish();
         }
-        self.monitor.tidy();
+        // Not before it is known what is in use from now on.
+        if self.supplied {
+            self.monitor.tidy();
+        }
         None
     }
 
@@ -240,6 +246,7 @@ impl<'a> Session<'a> {
         self.driver_told = true;
         match supply {
             Some(supply) => {
+                self.supplied = true;
                 let failed = match &supply {
                     Ok(supply) => matches!(supply.from, Origin::InPlace(InPlace::NoVolume(_))),
                     Err(error) => matches!(error, SupplyError::Volume(_)),

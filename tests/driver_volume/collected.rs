@@ -38,15 +38,12 @@ async fn upgrade(running: &Running) {
 
 async fn is_collected(running: &Running, volume: &Path) {
     running
-        .eventually("the old volume to go", || async {
-            (!volume.exists()).then_some(())
+        .eventually("the new volume alone", || async {
+            let names = names(&running.node.state_dir());
+            matches!(&names[..], [name] if name.starts_with(NEWER)).then_some(())
         })
         .await;
-    let names = names(&running.node.state_dir());
-    assert!(
-        matches!(&names[..], [name] if name.starts_with(NEWER)),
-        "{names:?}"
-    );
+    assert!(!volume.exists());
 }
 
 #[tokio::test]
@@ -118,9 +115,9 @@ async fn a_damaged_volume_stays_for_the_container_that_has_it() {
     volume_made(&running).await;
     assert!(volume.join("bin/nvidia-smi").exists());
     let state = running.node.state_dir();
-    let names = names(&state);
-    let [damaged, mended] = &names[..] else {
-        panic!("{names:?}");
+    let both = names(&state);
+    let [damaged, mended] = &both[..] else {
+        panic!("{both:?}");
     };
     assert_eq!(state.join("driver").join(mended), volume);
     let damaged = state.join("driver").join(damaged);
@@ -133,14 +130,10 @@ async fn a_damaged_volume_stays_for_the_container_that_has_it() {
     drop(container);
     running
         .eventually("the damaged one to go", || async {
-            (only_one(&state)).then_some(())
+            (names(&state).len() == 1).then_some(())
         })
         .await;
     assert_eq!(only(&state), volume);
-}
-
-fn only_one(state: &Path) -> bool {
-    names(state).len() == 1
 }
 
 /// The kubelet starts containers again by its record, whatever became of it, of

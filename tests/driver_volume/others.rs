@@ -2,11 +2,15 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 
 use gpu_device_plugin::api::v1beta1::AllocateResponse;
+use gpu_device_plugin::driver::volume::Source;
+use gpu_device_plugin::driver::volume::uses::Uses;
 
 use crate::common::kubelet::KubeletPeer;
-use crate::common::nvml::SimulatedNode;
+use crate::common::nvml::{DRIVER_LIBRARIES, SimulatedNode};
 use crate::common::plugin::PluginProcess;
 use crate::common::running::{LONG, RESOURCE, Running, allocate, options, spawn};
 use crate::rig::{
@@ -186,4 +190,59 @@ async fn a_plugin_that_is_killed_leaves_a_whole_volume_or_none_and_the_next_one_
     }
     println!("{half_made} of 16 were killed while they made a volume");
     assert!(half_made > 0 || other.is_none());
+}
+
+// === Within a process, which is faster ===
+
+/// What somebody has just been given is there, whatever a collector thinks.
+#[test]
+fn a_volume_that_was_given_out_is_there_while_others_collect() {
+    let node = SimulatedNode::new(1);
+    let sources: Vec<_> = DRIVER_LIBRARIES
+        .iter()
+        .take(3)
+        .map(|library| Source {
+            path: Path::new("lib64").join(library.soname(VERSION)),
+            here: node.driver_library_dir().join(library.file_name(VERSION)),
+        })
+        .collect();
+    let state = node.state_dir();
+    let done = AtomicBool::new(false);
+    // A volume of one's own is removed as soon as it is given up.
+    let make = &|version: &str, own: bool| {
+        let volumes = volumes(&state);
+        for _ in 0..300 {
+            let volume = volumes.make(version, &sources).unwrap();
+            for file in &volume.manifest.files {
+                let path = volume.folder.here.join(&file.path);
+                assert!(path.exists(), "{} is not there", path.display());
+            }
+            let folder = volume.folder.here.clone();
+            drop(volume);
+            while own && folder.exists() {
+                thread::yield_now();
+            }
+        }
+    };
+    let collect = || {
+        let mut removed = 0;
+        while !done.load(Ordering::Relaxed) {
+            let collected = volumes(&state).collect(|| Ok(Uses::default()));
+            removed += collected.unwrap().removed.len();
+        }
+        println!("{removed} volumes removed");
+    };
+    thread::scope(|scope| {
+        scope.spawn(collect);
+        scope.spawn(collect);
+        let versions = [("1.1", false), ("1.1", false), ("2.2", true), ("3.3", true)];
+        let makers = versions.map(|(version, own)| scope.spawn(move || make(version, own)));
+        let made = makers.map(thread::ScopedJoinHandle::join);
+        done.store(true, Ordering::Relaxed);
+        assert!(made.iter().all(Result::is_ok));
+    });
+    drop(volumes(&state).make(VERSION, &sources).unwrap());
+    let last = volumes(&state).collect(|| Ok(Uses::default())).unwrap();
+    assert_eq!(last.removed.len(), 1, "{last:?}");
+    assert!(names(&state).is_empty(), "{:?}", names(&state));
 }

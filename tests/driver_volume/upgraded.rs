@@ -173,6 +173,27 @@ async fn a_plugin_that_starts_between_the_new_files_and_the_new_module_serves_th
     running.kubelet.assert_no_violations();
 }
 
+/// Before it is known what containers get, nothing is known to be in nobody's use.
+#[tokio::test]
+async fn the_old_volume_waits_for_a_driver_that_does_not_tell_its_version() {
+    let mut running = Running::on(SimulatedNode::new(2), options(), &EAGER).await;
+    running.counts(2, 2).await;
+    let old = only(&running.node.state_dir());
+    running.kill_plugin().await;
+    replace_files(&running.node, NEWER);
+    let call = "nvmlSystemGetDriverVersion";
+    let fails = (call.to_owned(), Return::Unknown);
+    running.node.edit(|state| state.fail.extend([fails]));
+    start_again(&mut running, &EAGER).await;
+    let sessions = format!("nvml_errors_total{{call=\"{call}\"}}");
+    running.metric_reaches(&sessions, 8.0).await;
+    running.node.edit(|state| state.fail.clear());
+    running.counts(2, 2).await;
+    let answer = running.allocate(&[0]).await.unwrap();
+    assert_all_below(mounts(&answer), &old);
+    running.kubelet.assert_no_violations();
+}
+
 /// The library of the new files would refuse to work with the old module. Here
 /// none works: what is told is which was taken.
 #[tokio::test]

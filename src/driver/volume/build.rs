@@ -2,13 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, Permissions};
-use std::io::{self, Write as _};
+use std::io::Write as _;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use super::manifest::{self, FORMAT, Manifest, VolumeFile, Way};
-use super::{NEW, Source, VolumeError, check, is_same, place};
+use super::{NEW, Source, VolumeError, check, guard, place};
 use crate::config::HostFolder;
 use crate::driver::elf::ElfFile;
 
@@ -43,36 +43,28 @@ pub(super) struct Building {
 /// which is as bad as a crash.
 struct Unfinished(Option<PathBuf>);
 
-/// How often a folder may be taken for something left behind before it is locked.
-const TRIES: usize = 8;
-
 impl Building {
     /// An empty folder beside the volumes, locked.
     pub(super) fn begin(volumes: &HostFolder, name: &str) -> Result<Self, VolumeError> {
-        for _ in 0..TRIES {
-            let unique = format!("{NEW}{name}-{:08x}", fastrand::u32(..));
-            let folder = volumes.here.join(unique);
-            step();
-            make_folder(&folder)?;
-            let lock = File::open(&folder).map_err(VolumeError::write(&folder))?;
-            lock.lock().map_err(VolumeError::write(&folder))?;
-            // Unlocked for a moment, it looked like something left behind.
-            if is_same(&lock, &folder) {
-                return Ok(Self {
-                    folder: Unfinished(Some(folder)),
-                    lock,
-                    made: Made::default(),
-                    manifest: Manifest {
-                        format: FORMAT,
-                        version: String::new(),
-                        files: Vec::new(),
-                    },
-                    placed: BTreeMap::new(),
-                });
-            }
-        }
-        let error = io::Error::other("another process removes what is made there");
-        Err(VolumeError::write(&volumes.here)(error))
+        let unique = format!("{NEW}{name}-{:08x}", fastrand::u32(..));
+        let folder = volumes.here.join(unique);
+        step();
+        // Until it is locked, it looks like something left behind.
+        let _guard = guard(&volumes.here, File::lock_shared)?;
+        make_folder(&folder)?;
+        let lock = File::open(&folder).map_err(VolumeError::write(&folder))?;
+        lock.lock().map_err(VolumeError::write(&folder))?;
+        Ok(Self {
+            folder: Unfinished(Some(folder)),
+            lock,
+            made: Made::default(),
+            manifest: Manifest {
+                format: FORMAT,
+                version: String::new(),
+                files: Vec::new(),
+            },
+            placed: BTreeMap::new(),
+        })
     }
 
     pub(super) fn folder(&self) -> &Path {

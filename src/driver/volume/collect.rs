@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 
 use super::uses::{Use, Uses};
-use super::{OLD, Volumes, is_left_over, is_same};
+use super::{OLD, Volumes, guard, is_left_over, is_same};
 
 /// What became of the volumes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -61,6 +61,7 @@ impl Volumes {
         }
         let before = uses()?;
         let mut leaving = Vec::new();
+        let guard = guard(&self.folder.here, File::lock)?;
         for name in names {
             let aside = match before.of(&name) {
                 Some(by) => Err(Kept::Used(by)),
@@ -72,6 +73,7 @@ impl Volumes {
                 Err(why) => collected.keep(self.host(&name), why),
             }
         }
+        drop(guard);
         if leaving.is_empty() {
             return Ok(collected);
         }

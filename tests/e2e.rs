@@ -65,6 +65,8 @@ async fn all_gpus_are_allocatable() {
     let Some(mut node) = Node::new("all GPUs are allocatable", 8) else {
         return;
     };
+    // A node's kubelet has made it long ago.
+    fs::create_dir_all("/var/lib/kubelet/device-plugins").expect("make the kubelet's folder");
     let started = Instant::now();
     node.start_plugin();
     let waits = node
@@ -112,7 +114,7 @@ async fn assert_served(node: &Node, pods: [&Pod; 2]) {
     for pod in pods {
         let findings = pod::findings(&node.machine.kubelet, &pod.name, 0).await;
         node.assert_nodes(pod, &findings);
-        assert_simulated_driver(node, &findings);
+        assert_simulated_driver(&node.gpus.state().driver_version, &findings);
         assert_plain_environment(&findings);
     }
     node.say("each sees its own device nodes and may use no other; the driver's libraries load");
@@ -135,7 +137,7 @@ async fn pods_get_gpus_by_cdi() {
         node.end_plugin(libc::SIGTERM).await;
         node.machine.kubelet.wait_allocatable(0).await;
         node.say("the plugin is ended");
-        assert_restarts_with_its_device(&node, &first).await;
+        assert_restarts_with_its_device(&node, &first, &node.gpus.state().driver_version).await;
     }
 }
 
@@ -260,17 +262,18 @@ async fn a_container_that_restarts_keeps_its_gpu() {
         return;
     };
     node.start().await;
+    let driver = node.gpus.state().driver_version;
     let first = node.run_pod("first", 1).await;
     let second = node.run_pod("second", 1).await;
     assert_eq!(node.allocations().await, 2);
-    assert_restarts_with_its_device(&node, &first).await;
+    assert_restarts_with_its_device(&node, &first, &driver).await;
     assert_eq!(node.allocations().await, 2, "asked for devices again");
     node.say("the plugin was not asked for it again");
 
     node.end_plugin(libc::SIGTERM).await;
     node.machine.kubelet.wait_allocatable(0).await;
     node.say("the plugin is ended");
-    assert_restarts_with_its_device(&node, &second).await;
+    assert_restarts_with_its_device(&node, &second, &driver).await;
 }
 
 /// The kubelet starts containers by an answer of old: what that names is kept as
@@ -282,7 +285,7 @@ async fn a_driver_upgrade_leaves_pods_their_volume() {
     };
     node.start().await;
     let old = node.run_pod("old", 1).await;
-    let before = node.volumes();
+    let (before, driver) = (node.volumes(), node.gpus.state().driver_version);
     node.say(&format!("the pod has the driver of {before:?}"));
     node.gpus.install_driver("590.44.01");
     node.gpus
@@ -294,10 +297,14 @@ async fn a_driver_upgrade_leaves_pods_their_volume() {
     node.machine.kubelet.wait_allocatable(2).await;
     assert_eq!(node.volumes().len(), 2, "{:?}", node.volumes());
     node.say(&format!("now there are {:?}", node.volumes()));
-    assert_restarts_with_its_device(&node, &old).await;
+    assert_restarts_with_its_device(&node, &old, &driver).await;
     assert!(node.volumes().is_superset(&before));
 
     node.machine.kubelet.remove_pod("old");
+    // A kubelet writes its record anew with the next pod that is given a device
+    // (here its pods are elsewhere than beside the plugins' folder, where the
+    // plugin would see at once that one is gone).
+    node.run_pod("new", 1).await;
     wait::eventually("the old volume is collected", async || {
         let volumes = node.volumes();
         let left = volumes.intersection(&before).count();
@@ -312,7 +319,7 @@ async fn a_driver_upgrade_leaves_pods_their_volume() {
 }
 
 /// Kills the pod's container and sees what the next one has.
-async fn assert_restarts_with_its_device(node: &Node, pod: &Pod) {
+async fn assert_restarts_with_its_device(node: &Node, pod: &Pod, driver: &str) {
     node.machine.kill_container(&pod.container);
     let now = pod::wait_running(&node.machine.kubelet, &pod.name, 1).await;
     node.say(&format!(
@@ -323,7 +330,7 @@ async fn assert_restarts_with_its_device(node: &Node, pod: &Pod) {
     assert_eq!(now.devices, pod.devices);
     let findings = pod::findings(&node.machine.kubelet, &pod.name, 1).await;
     node.assert_nodes(&now, &findings);
-    assert_simulated_driver(node, &findings);
+    assert_simulated_driver(driver, &findings);
     node.say("it has the same device");
 }
 
@@ -385,12 +392,11 @@ async fn the_libraries_of_a_real_driver_load() {
 
 /// Every library for computing and managing is there by its SONAME in each
 /// folder that loaders search, with nvidia-smi, all read-only, and no other.
-fn assert_simulated_driver(node: &Node, findings: &Findings) {
-    let version = node.gpus.state().driver_version;
+fn assert_simulated_driver(version: &str, findings: &Findings) {
     let libraries = DRIVER_LIBRARIES
         .iter()
         .filter(|library| library.purpose != Purpose::Graphics);
-    let sonames: Vec<_> = libraries.map(|library| library.soname(&version)).collect();
+    let sonames: Vec<_> = libraries.map(|library| library.soname(version)).collect();
     let in_folder = |folder: &'static str| {
         let sonames = sonames.iter();
         sonames.map(move |soname| format!("{folder}/{soname}"))
@@ -398,6 +404,8 @@ fn assert_simulated_driver(node: &Node, findings: &Findings) {
     let expected: BTreeSet<_> = in_folder(LIBRARY_FOLDER)
         .chain(in_folder("/usr/lib64"))
         .chain(["/usr/bin/nvidia-smi".to_owned()])
+        // By which some programs load it.
+        .chain([LIBRARY_FOLDER, "/usr/lib64"].map(|folder| format!("{folder}/libcuda.so")))
         .collect();
     let files = findings.all("file");
     let found: BTreeSet<_> = files.keys().map(|file| (*file).to_owned()).collect();

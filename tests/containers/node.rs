@@ -42,8 +42,9 @@ const SAID: &str = "NVIDIA-SMI has failed because it couldn't communicate with t
 
 /// What may fail to load, and for want of what alone: a system's own libraries,
 /// that an image has which wants these.
-const EXCUSED: [(&str, &[&str]); 9] = [
+const EXCUSED: [(&str, &[&str]); 10] = [
     ("libGLX_nvidia.so", &["libX11.so.6", "libXext.so.6"]),
+    ("libGLX_indirect.so", &["libX11.so.6", "libXext.so.6"]),
     ("libnvidia-egl-gbm.so", &["libgbm.so.1", "libdrm.so.2"]),
     (
         "libnvidia-egl-wayland.so",

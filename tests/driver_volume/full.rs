@@ -58,7 +58,10 @@ async fn on_a_full_disk_the_files_are_served_in_place_until_there_is_room() {
     let words = ["a copy of the driver takes ", " bytes free at "];
     let running = serves_in_place(&state, &words, ROOM).await;
     let volume = volumes(state.path()).of_version("580.159.04").unwrap();
-    let sizes = volume.manifest.files.iter().map(|file| file.size);
+    // Another name of a library's is not copied.
+    let files = volume.manifest.files.iter();
+    let files = files.filter(|file| !file.path.ends_with("libcuda.so"));
+    let sizes = files.map(|file| file.size);
     let needed = format!("takes {} bytes", sizes.sum::<u64>());
     assert!(running.plugin.log().contains(&needed), "{needed}");
 }

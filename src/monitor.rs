@@ -276,13 +276,13 @@ impl Monitor {
         let supply = supply
             .map(Arc::new)
             .map_err(|error| UnhealthyReason::NoDriverFiles(error.to_string()));
-        let is_volume = supply.as_ref().is_ok_and(|supply| supply.is_volume());
-        self.metrics.volume.set(i64::from(is_volume));
         self.replace_driver(supply);
     }
 
     /// What was answered from until now may be needed for a little longer.
     fn replace_driver(&mut self, supply: Result<Arc<Supply>, UnhealthyReason>) {
+        let is_volume = supply.as_ref().is_ok_and(|supply| supply.is_volume());
+        self.metrics.volume.set(i64::from(is_volume));
         if let Ok(old) = std::mem::replace(&mut self.node.driver, supply) {
             self.tidy.retire(old);
         }

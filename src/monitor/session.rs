@@ -1,15 +1,17 @@
 //! One session with the GPU library, from its opening to its end.
 
+mod supply;
+
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tracing::{debug, info, warn};
 
+use self::supply::Supplies;
 use super::subscription::{Notice, Subscription};
 use super::{GPUS, Monitor};
-use crate::driver::supply::{InPlace, Origin, Supply, SupplyError};
-use crate::driver::{kernel_module_version, nodes};
+use crate::driver::nodes;
 use crate::gpu::calls::{Calls, DEADLINE, Outcome};
 use crate::gpu::{ErrorKind, GpuLibrary, GpuUuid, LibraryError, Reading, Vitals, XidEvent};
 use crate::health::reducer::Signal;
@@ -18,9 +20,6 @@ use crate::metrics::XidLabels;
 
 /// Without a reason to look sooner, all GPUs are enumerated again after this.
 const RESCAN: Duration = Duration::from_secs(30);
-
-/// Time between two tries to make a volume.
-const VOLUME_RETRY: Duration = Duration::from_secs(60);
 
 /// What a call is about, so that none is made twice at once.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -43,10 +42,6 @@ pub(super) enum Answer {
     Read(Reading),
     Probe(Result<Vitals, LibraryError>),
 }
-
-/// What is made ready for containers, by the driver's version. It outlives a
-/// session, as copying a driver may take longer than one.
-pub(super) type Supplies = Calls<String, Result<Supply, SupplyError>>;
 
 /// An enumeration under way: the indexes below `count`.
 struct Scan {
@@ -172,34 +167,6 @@ impl<'a> Session<'a> {
         None
     }
 
-    /// Another module was loaded under this session, or before it. A library of
-    /// this version does not work with that, whether or not it has noticed.
-    fn other_module(&mut self, library: &str) -> Option<LibraryError> {
-        let paths = &self.monitor.config.paths;
-        let module = kernel_module_version(&paths.procfs, &paths.sysfs)?;
-        if module == library {
-            return None;
-        }
-        let error = LibraryError {
-            call: "nvmlSystemGetDriverVersion",
-            kind: ErrorKind::Session,
-            message: format!("the library is of driver {library}, the kernel module of {module}"),
-        };
-        self.monitor.driver_changed(&error);
-        Some(error)
-    }
-
-    /// Files may be replaced under a session that lives on, and a volume that
-    /// could not be made may be possible now: that takes writing to learn.
-    fn supply_due(&self) -> bool {
-        let retry = self.no_volume.map(|at| at.elapsed() >= VOLUME_RETRY);
-        let is_current = |supply: &Supply| self.monitor.supplier.is_current(supply);
-        match &self.monitor.node.driver {
-            Ok(supply) => retry.unwrap_or_default() || !is_current(supply),
-            Err(_) => retry.unwrap_or(true),
-        }
-    }
-
     /// Not before the GPUs are known.
     fn nodes_due(&self) -> bool {
         self.last_scan.is_some() && (!self.nodes_told || self.monitor.nodes_due())
@@ -222,41 +189,6 @@ impl<'a> Session<'a> {
             Answer::Driver(library.driver_version())
         });
         self.driver_due &= !asked;
-    }
-
-    /// Has the driver's files made ready for containers.
-    fn ask_supply(&mut self) {
-        if let Some(version) = self.version.clone() {
-            let supplier = self.monitor.supplier.clone();
-            let of = version.clone();
-            self.supplies.start(version, move || supplier.supply(&of));
-        }
-    }
-
-    /// Takes in what became of making the driver's files ready.
-    fn supplied(&mut self, outcome: Outcome<String, Result<Supply, SupplyError>>) {
-        let (version, supply) = match outcome {
-            Outcome::Returned(version, supply) => (version, Some(supply)),
-            Outcome::Overdue(version) | Outcome::Panicked(version) => (version, None),
-        };
-        // Of an earlier session's driver.
-        if self.version.as_ref() != Some(&version) {
-            return self.ask_supply();
-        }
-        self.driver_told = true;
-        match supply {
-            Some(supply) => {
-                self.supplied = true;
-                let failed = match &supply {
-                    Ok(supply) => matches!(supply.from, Origin::InPlace(InPlace::NoVolume(_))),
-                    Err(error) => matches!(error, SupplyError::Volume(_)),
-                };
-                self.no_volume = failed.then(Instant::now);
-                self.monitor.driver_found(&version, supply);
-            }
-            None => self.monitor.no_supply_yet(),
-        }
-        self.publish();
     }
 
     fn ask_nodes(&mut self) -> bool {

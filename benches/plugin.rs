@@ -27,6 +27,7 @@
 //! | `{nvml_dir}`       | its folder                                      |
 //! | `{driver_root}`    | where a simulated driver is installed           |
 //! | `{dev_root}`       | the folder that holds its `dev`                 |
+//! | `{state}`          | a folder to keep things in                      |
 //! | `{sys}`, `{proc}`  | what stands for `/sys` and `/proc`              |
 //!
 //! Quotes and backslashes are understood as in a shell, and assignments in

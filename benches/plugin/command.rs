@@ -8,7 +8,8 @@ use super::common::nvml::SimulatedNode;
 
 /// All defaults but for the paths, and for the port, which another may have.
 const OURS: &str = "--device-plugin-dir={dir} --nvml-library={nvml} --driver-root={driver_root} \
-                    --dev-root={dev_root} --sysfs-root={sys} --procfs-root={proc} \
+                    --dev-root={dev_root} --dev-char-root={dev_root}/dev/char \
+                    --sysfs-root={sys} --procfs-root={proc} --state-dir={state} \
                     --http-listen=127.0.0.1:0";
 
 /// A plugin to measure.
@@ -80,6 +81,7 @@ fn fill(text: &str, node: &SimulatedNode) -> String {
         ("{nvml}", nvml),
         ("{driver_root}", node.driver_root()),
         ("{dev_root}", node.dev_root()),
+        ("{state}", node.state_dir()),
         ("{sys}", node.sys()),
         ("{proc}", node.proc()),
     ];

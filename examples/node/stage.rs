@@ -66,6 +66,9 @@ impl Stage {
                 folder.path().into(),
                 "--http-listen".into(),
                 "127.0.0.1:0".into(),
+                // A show leaves nothing on the machine.
+                "--driver-volume=never".into(),
+                "--make-device-nodes=false".into(),
             ],
         }
     }

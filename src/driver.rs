@@ -80,6 +80,21 @@ pub enum DriverError {
         /// Versions of this library that are there instead.
         other_versions: Box<[String]>,
     },
+    /// A library without which no CUDA program starts would not load.
+    #[error(
+        "{library} of driver {version} does not load: {needed}, which it needs, is not under the \
+         driver root {root}; install the driver as a whole"
+    )]
+    NeedMissing {
+        /// The library's SONAME.
+        library: String,
+        /// That of the library that it needs.
+        needed: String,
+        /// The driver's version.
+        version: String,
+        /// The root that was searched.
+        root: Box<DriverRoot>,
+    },
 }
 
 fn searched(folders: &[PathBuf]) -> String {

@@ -56,6 +56,8 @@ pub struct Missing {
     pub capability: Capability,
     /// What containers cannot do without it.
     pub cost: String,
+    /// The library or program that does not load without it, if it is there.
+    pub needed_by: Option<String>,
 }
 
 /// A library that an image has to bring for some of the driver's to load.
@@ -185,14 +187,22 @@ impl DriverFiles {
     ///
     /// # Errors
     ///
-    /// [`DriverError::LibraryMissing`].
+    /// [`DriverError::LibraryMissing`] and [`DriverError::NeedMissing`].
     pub fn complete(self) -> Result<Self, DriverError> {
-        let missing = catalog::REQUIRED
-            .iter()
-            .find(|name| self.library(name).is_none());
-        match missing {
-            None => Ok(self),
-            Some(library) => Err(DriverError::LibraryMissing {
+        let mut required = catalog::REQUIRED.iter();
+        let missing = required.find(|name| self.library(name).is_none());
+        let is_required = |name: &String| catalog::REQUIRED.contains(&name.as_str());
+        let mut needs = self.missing.iter();
+        let needs = needs.find(|missing| missing.needed_by.as_ref().is_some_and(is_required));
+        match (missing, needs) {
+            (None, None) => Ok(self),
+            (None, Some(needed)) => Err(DriverError::NeedMissing {
+                library: needed.needed_by.clone().unwrap_or_default(),
+                needed: needed.name.clone(),
+                version: self.version,
+                root: Box::new(self.root),
+            }),
+            (Some(library), _) => Err(DriverError::LibraryMissing {
                 library,
                 other_versions: self.other_versions(library).into(),
                 version: self.version,

@@ -508,6 +508,7 @@ fn missing(found: &[Found], version: &str, wanted: impl Fn(Capability) -> bool) 
         },
         capability: item.capability,
         cost: item.cost.to_owned(),
+        needed_by: None,
     });
     missing.collect()
 }
@@ -544,6 +545,7 @@ fn closure(
                     name: needed.clone(),
                     capability: found.item.capability,
                     cost: format!("{} does not load", found.file.name),
+                    needed_by: Some(found.file.name.clone()),
                 });
             } else {
                 let by = image.entry(needed.clone()).or_default();

@@ -741,6 +741,29 @@ mod tests {
     }
 
     #[test]
+    fn a_libcuda_that_would_not_load_is_no_driver() {
+        let tree = Tree::new();
+        let needing = Elf {
+            needed: vec!["libnvidia-gpucomp.so.550.163.01".into()],
+            ..Elf::library("libcuda.so.1")
+        };
+        tree.required("usr/lib64", VERSION)
+            .elf("usr/lib64/libcuda.so.550.163.01", &needing);
+        let message = find(&tree).unwrap_err().to_string();
+        assert!(
+            message.contains("libcuda.so.1 of driver 550.163.01 does not load"),
+            "{message}"
+        );
+        assert!(
+            message.contains("libnvidia-gpucomp.so.550.163.01"),
+            "{message}"
+        );
+        let whole = Elf::library("libnvidia-gpucomp.so.550.163.01");
+        tree.elf("usr/lib64/libnvidia-gpucomp.so.550.163.01", &whole);
+        assert!(find(&tree).is_ok());
+    }
+
+    #[test]
     fn an_empty_root_and_one_that_is_not_there() {
         let tree = Tree::new();
         let error = find(&tree).unwrap_err();

@@ -10,6 +10,7 @@ use super::write_rows;
 use crate::cli::Output;
 use crate::config::Config;
 use crate::driver::capabilities::{Capabilities, Capability};
+use crate::driver::supply::Supplier;
 use crate::driver::{DriverError, DriverFiles, DriverRoot, kernel_module_version};
 
 /// Looks at the node and prints what there is of a driver on standard output.
@@ -42,6 +43,9 @@ struct Report {
     driver_version: Option<String>,
     driver_root: String,
     layout: &'static str,
+    /// Where containers get the files from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    from: Option<String>,
     capabilities: String,
     /// Bytes of all files.
     size: u64,
@@ -98,6 +102,8 @@ impl Report {
             problems.push(error.to_string());
         }
         problems.extend(nodes(config));
+        let supplier = Supplier::new(config);
+        let supply = files.as_ref().map(|files| supplier.preview(&files.version));
         Self {
             works: problems.is_empty(),
             problems,
@@ -105,6 +111,7 @@ impl Report {
             driver_version: files.as_ref().map(|files| files.version.clone()),
             driver_root: paths.driver_root.host().display().to_string(),
             layout: files.as_ref().map_or("none", DriverFiles::layout),
+            from: supply.and_then(|supply| Some(supply.ok()?.from.to_string())),
             capabilities: capabilities.to_string(),
             size: files.as_ref().map_or(0, DriverFiles::size),
             files: files.iter().flat_map(listed).collect(),
@@ -213,6 +220,9 @@ impl fmt::Display for Report {
         let module = self.kernel_module.as_deref().unwrap_or("not loaded");
         writeln!(f, "driver: {version} (kernel module: {module})")?;
         writeln!(f, "root: {} (layout: {})", self.driver_root, self.layout)?;
+        if let Some(from) = &self.from {
+            writeln!(f, "for containers: {from}")?;
+        }
         let (count, size) = (self.files.len(), size(self.size));
         writeln!(f, "files for {}: {count}, {size}", self.capabilities)?;
         self.tables(f)

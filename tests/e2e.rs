@@ -120,6 +120,27 @@ async fn assert_served(node: &Node, pods: [&Pod; 2]) {
     node.say("each sees its own device nodes and may use no other; the driver's libraries load");
 }
 
+/// The plugin in a container, as its DaemonSet has it: it sees the host below a
+/// folder, and makes links there of the host's files.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_plugin_itself_is_a_pod() {
+    const ROOT: &str = "/driver-root";
+    let Some(mut node) = Node::new("the plugin itself is a pod", 4) else {
+        return;
+    };
+    node.machine.kubelet.start().await;
+    let kubelet = &node.machine.kubelet;
+    kubelet.wait_healthy().await;
+    pod::start_plugin(kubelet, &node.plugin_pod_arguments(ROOT), ROOT);
+    kubelet.wait_allocatable(4).await;
+    node.say("4 GPUs are allocatable");
+    let first = node.run_pod("first", 1).await;
+    let second = node.run_pod("second", 2).await;
+    assert_served(&node, [&first, &second]).await;
+    assert_eq!(node.volume_ways(), ["\"link\"".to_owned()].into());
+    node.say("the driver volume is of hard links");
+}
+
 /// By what the runtime reads in our CDI spec, and nothing else in the answer;
 /// also a container that starts again after the plugin's end.
 #[tokio::test(flavor = "multi_thread")]

@@ -233,7 +233,9 @@ impl fmt::Display for Origin {
             Self::InPlace(InPlace::Immutable(kind)) => {
                 write!(f, "in place, where {kind} keeps them from change")
             }
-            Self::InPlace(InPlace::NotYet) => f.write_str("in place until the plugin has made a volume"),
+            Self::InPlace(InPlace::NotYet) => {
+                f.write_str("in place until the plugin has made a volume")
+            }
             Self::InPlace(InPlace::NoVolume(error)) => write!(f, "in place: {error}"),
         }
     }

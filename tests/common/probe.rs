@@ -60,6 +60,11 @@ pub fn bare_root(root: &Path, program: &Path) {
 /// the loader.
 pub fn root(root: &Path, program: &Path) {
     bare_root(root, program);
+    add_libraries(root, program);
+}
+
+/// Adds what a program of this machine's needs of the C library.
+pub fn add_libraries(root: &Path, program: &Path) {
     for needed in needed(program) {
         let place = needed.strip_prefix("/").expect("an absolute path");
         let place = match place.strip_prefix("usr") {

@@ -1,4 +1,5 @@
-//! The image of the pods and of their sandboxes: the probe and its C library.
+//! The image of the pods and of their sandboxes: the probe, the plugin, and the C
+//! library of both.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,6 +12,9 @@ use crate::common::system::output;
 
 /// The image's name. No registry has it: it is never pulled.
 pub const NAME: &str = "registry.e2e/probe:1";
+
+/// Where it has the plugin.
+pub const PLUGIN: &str = "/gpu-device-plugin";
 
 const ARCHITECTURE: &str = if cfg!(target_arch = "aarch64") {
     "arm64"
@@ -26,6 +30,9 @@ pub fn archive(folder: &Path) -> PathBuf {
     probe::compile(&program, None);
     let root = folder.join("image-root");
     probe::root(&root, &program);
+    let plugin = Path::new(env!("CARGO_BIN_EXE_gpu-device-plugin"));
+    probe::add_libraries(&root, plugin);
+    fs::copy(plugin, root.join(&PLUGIN[1..])).expect("copy the plugin");
     let layer = folder.join("layer.tar");
     tar(&root, &layer);
     let layer = blob(&blobs, &layer);

@@ -135,6 +135,37 @@ impl Node {
         self.plugin.insert(plugin)
     }
 
+    /// What a pod of the plugin's has for arguments: all of the host is below
+    /// `root` there, as in deploy/daemonset.yaml.
+    pub fn plugin_pod_arguments(&self, root: &str) -> Vec<String> {
+        let host = |flag: &str, path: &Path| format!("{flag}={}", path.display());
+        let below = |flag: &str, path: &Path| format!("{flag}={root}{}", path.display());
+        vec![
+            format!("--host-root={root}"),
+            host("--driver-root", &self.driver_root),
+            host("--dev-root", &self.dev_root()),
+            host("--dev-char-root", &self.dev_root().join("dev/char")),
+            host("--state-dir", &self.state_dir()),
+            below("--nvml-library", &self.gpus.nvml_library()),
+            below("--sysfs-root", &self.gpus.sys()),
+            below("--procfs-root", &self.gpus.proc()),
+            "--http-listen=127.0.0.1:0".into(),
+        ]
+    }
+
+    /// How the files of the only driver volume came about, by its manifest.
+    pub fn volume_ways(&self) -> BTreeSet<String> {
+        let volumes = self.volumes();
+        assert_eq!(volumes.len(), 1, "{volumes:?}");
+        let name = volumes.first().expect("a volume");
+        let volume = self.state_dir().join("driver").join(name);
+        let text = fs::read_to_string(volume.join("manifest.json")).expect("a manifest");
+        let manifest: serde_json::Value = serde_json::from_str(&text).expect("a manifest");
+        let files = manifest["files"].as_array().expect("its files");
+        let ways = files.iter().map(|file| file["by"].to_string());
+        ways.collect()
+    }
+
     pub fn plugin(&self) -> &PluginProcess {
         self.plugin.as_ref().expect("a plugin that was started")
     }

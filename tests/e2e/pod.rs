@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde_json::json;
 
-use super::image::NAME;
+use super::image::{NAME, PLUGIN};
 use super::kubelet::{Kubelet, RESOURCE};
 use super::wait::eventually;
 use crate::common::probe::{Findings, LIBRARY_FOLDER, PROBE};
@@ -41,6 +41,44 @@ pub fn start(kubelet: &Kubelet, name: &str, gpus: usize, questions: &[&str]) {
         },
     });
     kubelet.add_pod(name, &manifest);
+}
+
+/// Makes the kubelet start the plugin, with the rights and the view of the host
+/// that deploy/daemonset.yaml gives it; but for mounts that appear later, which
+/// want the host's `/` to be a shared mount.
+pub fn start_plugin(kubelet: &Kubelet, arguments: &[String], root: &str) {
+    const DEVICE_PLUGINS: &str = "/var/lib/kubelet/device-plugins";
+    let command = [PLUGIN.to_owned()];
+    let command: Vec<_> = command.iter().chain(arguments).collect();
+    let manifest = json!({
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "plugin", "namespace": "kube-system"},
+        "spec": {
+            "hostNetwork": true,
+            "terminationGracePeriodSeconds": 10,
+            "containers": [{
+                "name": "plugin",
+                "image": NAME,
+                "imagePullPolicy": "Never",
+                "command": command,
+                "securityContext": {
+                    "privileged": true,
+                    "readOnlyRootFilesystem": true,
+                    "runAsUser": 0,
+                },
+                "volumeMounts": [
+                    {"name": "device-plugins", "mountPath": DEVICE_PLUGINS},
+                    {"name": "host-root", "mountPath": root},
+                ],
+            }],
+            "volumes": [
+                {"name": "device-plugins", "hostPath": {"path": DEVICE_PLUGINS}},
+                {"name": "host-root", "hostPath": {"path": "/"}},
+            ],
+        },
+    });
+    kubelet.add_pod("plugin", &manifest);
 }
 
 /// Waits until the pod runs, its container started `restarts` times again.

@@ -30,7 +30,7 @@ mod mounts;
 mod names;
 mod root;
 mod search;
-mod sockets;
+pub(crate) mod sockets;
 
 #[cfg(test)]
 mod fixture;

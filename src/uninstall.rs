@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use crate::config::Config;
 use crate::driver::cdi;
 use crate::driver::nodes::remove_made;
+use crate::driver::sockets::Sockets;
 use crate::driver::supply::Supplier;
 use crate::driver::volume::collect::Kept;
 use crate::driver::volume::uses::Uses;
@@ -110,10 +111,12 @@ impl Uninstalled {
     /// The folders of the volumes and of the state, if nothing is in them.
     fn state_dir(&mut self, config: &Config) {
         let state_dir = &config.paths.state_dir;
-        // Links of ours, and empty folders in their place.
         let sockets = state_dir.join("sockets");
-        let removed = fs::remove_dir_all(&sockets.here);
-        self.gone(sockets.host, removed);
+        match Sockets::new(&config.paths).remove() {
+            Ok(true) => self.removed.push(sockets.host),
+            Ok(false) => {}
+            Err(error) => self.left.push((sockets.host, error.to_string())),
+        }
         for folder in [state_dir.join("driver"), state_dir.clone()] {
             match fs::remove_dir(&folder.here) {
                 Ok(()) => self.removed.push(folder.host),

@@ -25,13 +25,13 @@ const RUN: &str = "/run";
 
 /// The links, and what they lead to.
 #[derive(Clone, Debug)]
-pub(super) struct Sockets {
+pub(crate) struct Sockets {
     links: HostFolder,
     run: PathBuf,
 }
 
 impl Sockets {
-    pub(super) fn new(paths: &HostPaths) -> Self {
+    pub(crate) fn new(paths: &HostPaths) -> Self {
         Self {
             links: paths.state_dir.join("sockets"),
             run: HostFolder::below(&paths.host_root, RUN).here,
@@ -39,7 +39,7 @@ impl Sockets {
     }
 
     /// The folders that are there now.
-    pub(super) fn there(&self) -> Vec<&'static str> {
+    pub(crate) fn there(&self) -> Vec<&'static str> {
         let there = |name: &&str| self.run.join(name).is_dir();
         FOLDERS.into_iter().filter(there).collect()
     }
@@ -47,7 +47,7 @@ impl Sockets {
     /// Makes a link for each folder that is there, and takes it away from those
     /// that are not. What a container is given, where the state folder can be
     /// written.
-    pub(super) fn mounts(&self) -> Vec<DriverMount> {
+    pub(crate) fn mounts(&self) -> Vec<DriverMount> {
         let there = self.there();
         for name in FOLDERS {
             if !there.contains(&name)
@@ -64,6 +64,22 @@ impl Sockets {
             container: Path::new(RUN).join(name),
         });
         mounts.collect()
+    }
+
+    /// Removes the links, and the empty folders in the place of some. Whether there
+    /// were any.
+    pub(crate) fn remove(&self) -> io::Result<bool> {
+        let mut removed = false;
+        for name in FOLDERS {
+            let link = self.links.here.join(name);
+            removed |= gone(if link.is_symlink() {
+                fs::remove_file(&link)
+            } else {
+                fs::remove_dir(&link)
+            })?;
+        }
+        gone(fs::remove_dir(&self.links.here))?;
+        Ok(removed)
     }
 
     fn link(&self, name: &str) -> io::Result<()> {
@@ -92,6 +108,15 @@ impl Sockets {
         self.links
             .here
             .join(format!(".{name}-{:08x}", fastrand::u32(..)))
+    }
+}
+
+/// Whether it was there to be removed.
+fn gone(removed: io::Result<()>) -> io::Result<bool> {
+    match removed {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
     }
 }
 
@@ -155,5 +180,12 @@ mod tests {
             1,
             "nothing aside"
         );
+        fs::write(links.here.join("notes"), "somebody's").unwrap();
+        assert!(sockets.remove().is_err());
+        assert!(!link.exists());
+        fs::remove_file(links.here.join("notes")).unwrap();
+        sockets.remove().unwrap();
+        assert!(!links.here.exists());
+        assert!(!sockets.remove().unwrap());
     }
 }

@@ -230,7 +230,8 @@ impl Volumes {
         volumes.find(|volume| volume.manifest.version == version)
     }
 
-    /// The names of all folders, whole or not, sorted.
+    /// The names of all folders that are ours, whole or not, sorted. What else is
+    /// there is somebody's who shares the folder.
     fn names(&self) -> Vec<String> {
         let entries = fs::read_dir(&self.folder.here)
             .into_iter()
@@ -239,6 +240,7 @@ impl Volumes {
         let mut names: Vec<_> = entries
             .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
             .filter_map(|entry| entry.file_name().into_string().ok())
+            .filter(|name| is_ours(name))
             .collect();
         names.sort_unstable();
         names
@@ -324,6 +326,29 @@ fn guard(folder: &Path, lock: fn(&File) -> io::Result<()>) -> Result<File, Volum
     open().map_err(VolumeError::write(folder))
 }
 
+/// Whether it is a name that we give: a volume's, or with a mark before it and
+/// digits behind it that of one which is being made or removed.
+fn is_ours(name: &str) -> bool {
+    let marked = name.strip_prefix(NEW).or_else(|| name.strip_prefix(OLD));
+    let volume = match marked {
+        None => Some(name),
+        Some(marked) => digits(marked),
+    };
+    volume.and_then(digits).is_some_and(is_version)
+}
+
+/// What stands before a hyphen and 8 hex digits.
+fn digits(name: &str) -> Option<&str> {
+    let (before, digits) = name.rsplit_once('-')?;
+    let hex = |digit: u8| digit.is_ascii_digit() || (b'a'..=b'f').contains(&digit);
+    (digits.len() == 8 && digits.bytes().all(hex)).then_some(before)
+}
+
+fn is_version(text: &str) -> bool {
+    let letters = |letter: char| letter.is_ascii_alphanumeric() || letter == '.' || letter == '_';
+    text.starts_with(|letter: char| letter.is_ascii_digit()) && text.chars().all(letters)
+}
+
 /// What is no volume: unfinished, replaced, or on its way out.
 fn is_left_over(name: &str) -> bool {
     name.starts_with(NEW) || name.starts_with(OLD)
@@ -340,8 +365,7 @@ fn is_same(open: &File, path: &Path) -> bool {
 /// A folder's name that tells its content: the driver's version and 8 hex digits
 /// of what the files are. The same files give the same name for ever.
 fn name(version: &str, sources: &[Source]) -> Result<String, VolumeError> {
-    let letters = |letter: char| letter.is_ascii_alphanumeric() || letter == '.' || letter == '_';
-    if version.is_empty() || version.starts_with('.') || !version.chars().all(letters) {
+    if !is_version(version) {
         return Err(VolumeError::Version(version.into()));
     }
     let mut sources: Vec<_> = sources.iter().collect();

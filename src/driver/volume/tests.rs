@@ -341,7 +341,7 @@ fn many_at_once_make_one_volume() {
 fn what_is_being_made_is_not_collected() {
     let node = Node::new();
     fs::create_dir_all(&node.volumes.folder.here).unwrap();
-    let building = Building::begin(&node.volumes.folder, "550-1").unwrap();
+    let building = Building::begin(&node.volumes.folder, "550.1-00000000").unwrap();
     let collected = node.collect(&Uses::default());
     assert_eq!(collected.removed.len(), 0);
     assert_eq!(collected.kept[0].1, Kept::Held);
@@ -386,6 +386,31 @@ fn a_volume_goes_when_nothing_can_name_it() {
     let [elsewhere, _] = used("/state/driver/550.163.01-00000000/lib64/libcuda.so.1");
     assert_eq!(node.collect(&elsewhere).removed, [host]);
     assert!(node.folders().is_empty());
+}
+
+/// An operator may choose a folder in which there is something already.
+#[test]
+fn what_is_not_ours_is_never_touched() {
+    let node = Node::new();
+    drop(node.make().unwrap());
+    let others = [
+        "550.163.01",
+        "550.163.01-0000000",
+        "550.163.01-0000000g",
+        "drivers-deadbeef",
+        ".new-550.163.01-deadbeef",
+        ".old-",
+        ".snapshot",
+    ];
+    let folder = &node.volumes.folder.here;
+    for other in others {
+        fs::create_dir(folder.join(other)).unwrap();
+    }
+    fs::write(folder.join("550.163.01-00000000"), "a file").unwrap();
+    let collected = node.collect(&Uses::default());
+    assert_eq!((collected.removed.len(), collected.kept.len()), (1, 0));
+    let left = fs::read_dir(folder).unwrap().count();
+    assert_eq!(left, others.len() + 1);
 }
 
 #[test]

@@ -62,6 +62,7 @@ impl Node {
             option("driver-root-ctr-path", root),
             option("dev-root", self.dir.path()),
             option("host-root", Path::new("/")),
+            option("state-dir", &self.path("state")),
             option("procfs-root", &self.path("proc")),
             option("sysfs-root", &self.path("sys")),
         ];
@@ -239,13 +240,18 @@ fn the_table_says_what_the_json_says() {
             "a container would compute".to_owned(),
             format!("driver: {0} (kernel module: {0})", kit.version),
             format!("root: / (layout: {})", report["layout"].as_str().unwrap()),
+            "for containers: in place until the plugin has made a volume".to_owned(),
             format!(
                 "files for compute,utility: {count}, {:.1} MiB",
                 (size * 10.0).floor() / 10.0
             ),
         ];
-        assert_eq!(lines[..4], head);
-        let rows: BTreeSet<Vec<&str>> = lines[4..]
+        assert_eq!(lines[..5], head);
+        assert_eq!(
+            format!("for containers: {}", report["from"].as_str().unwrap()),
+            head[3]
+        );
+        let rows: BTreeSet<Vec<&str>> = lines[5..]
             .iter()
             .map(|line| {
                 line.split("  ")
@@ -273,7 +279,7 @@ fn the_table_says_what_the_json_says() {
         let entries = rest.map(|list| report[list].as_array().unwrap().len());
         let tables = entries.iter().filter(|count| **count > 0).count();
         // A line without text and one with the columns before each.
-        let expected = 4 + entries.iter().sum::<usize>() + 2 * tables;
+        let expected = head.len() + entries.iter().sum::<usize>() + 2 * tables;
         assert_eq!(lines.len(), expected, "{}", table.stdout);
     });
 }

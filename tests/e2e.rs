@@ -131,7 +131,7 @@ async fn the_plugin_itself_is_a_pod() {
     node.machine.kubelet.start().await;
     let kubelet = &node.machine.kubelet;
     kubelet.wait_healthy().await;
-    pod::start_plugin(kubelet, &node.plugin_pod_arguments(ROOT), ROOT);
+    pod::start_program(kubelet, "plugin", &node.plugin_pod_arguments(ROOT), ROOT);
     kubelet.wait_allocatable(4).await;
     node.say("4 GPUs are allocatable");
     let first = node.run_pod("first", 1).await;
@@ -139,6 +139,39 @@ async fn the_plugin_itself_is_a_pod() {
     assert_served(&node, [&first, &second]).await;
     assert_eq!(node.volume_ways(), ["\"link\"".to_owned()].into());
     node.say("the driver volume is of hard links");
+}
+
+/// As deploy/uninstall.yaml has it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_takes_away_what_the_plugin_left() {
+    const ROOT: &str = "/driver-root";
+    let Some(mut node) = Node::new("a pod takes away what the plugin left", 2) else {
+        return;
+    };
+    node.machine.kubelet.start().await;
+    let kubelet = &node.machine.kubelet;
+    kubelet.wait_healthy().await;
+    let mut arguments = node.plugin_pod_arguments(ROOT);
+    pod::start_program(kubelet, "plugin", &arguments, ROOT);
+    kubelet.wait_allocatable(2).await;
+    let volumes = node.volumes();
+    assert_eq!(volumes.len(), 1);
+    kubelet.remove_pod("plugin");
+    kubelet.wait_allocatable(0).await;
+
+    arguments.push("uninstall".into());
+    pod::start_program(kubelet, "uninstall", &arguments, ROOT);
+    let said = pod::wait_said(kubelet, "uninstall", "removed").await;
+    let state_dir = node.state_dir();
+    eventually("nothing is left", async || {
+        if state_dir.exists() {
+            Err(said.clone())
+        } else {
+            Ok(())
+        }
+    })
+    .await;
+    node.say(&said);
 }
 
 /// By what the runtime reads in our CDI spec, and nothing else in the answer;

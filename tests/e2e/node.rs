@@ -81,8 +81,8 @@ impl Node {
     }
 
     /// Where the plugin has its driver volumes.
-    fn state_dir(&self) -> PathBuf {
-        self.machine.folder().join("state")
+    pub fn state_dir(&self) -> PathBuf {
+        self.machine.folder().join("plugin-state")
     }
 
     /// The driver volumes, by name.

@@ -43,22 +43,22 @@ pub fn start(kubelet: &Kubelet, name: &str, gpus: usize, questions: &[&str]) {
     kubelet.add_pod(name, &manifest);
 }
 
-/// Makes the kubelet start the plugin, with the rights and the view of the host
-/// that deploy/daemonset.yaml gives it; but for mounts that appear later, which
-/// want the host's `/` to be a shared mount.
-pub fn start_plugin(kubelet: &Kubelet, arguments: &[String], root: &str) {
+/// Makes the kubelet start the plugin's program, with the rights and the view of
+/// the host that the manifests in deploy/ give it; but for mounts that appear
+/// later, which want the host's `/` to be a shared mount.
+pub fn start_program(kubelet: &Kubelet, name: &str, arguments: &[String], root: &str) {
     const DEVICE_PLUGINS: &str = "/var/lib/kubelet/device-plugins";
     let command = [PLUGIN.to_owned()];
     let command: Vec<_> = command.iter().chain(arguments).collect();
     let manifest = json!({
         "apiVersion": "v1",
         "kind": "Pod",
-        "metadata": {"name": "plugin", "namespace": "kube-system"},
+        "metadata": {"name": name, "namespace": "default"},
         "spec": {
             "hostNetwork": true,
             "terminationGracePeriodSeconds": 10,
             "containers": [{
-                "name": "plugin",
+                "name": CONTAINER,
                 "image": NAME,
                 "imagePullPolicy": "Never",
                 "command": command,
@@ -78,7 +78,21 @@ pub fn start_plugin(kubelet: &Kubelet, arguments: &[String], root: &str) {
             ],
         },
     });
-    kubelet.add_pod("plugin", &manifest);
+    kubelet.add_pod(name, &manifest);
+}
+
+/// Waits until the container's first life has said something with these words.
+pub async fn wait_said(kubelet: &Kubelet, pod: &str, words: &str) -> String {
+    eventually(&format!("pod {pod} says {words:?}"), async || {
+        let log = kubelet.log_of(pod, CONTAINER, 0).unwrap_or_default();
+        let lines = said(&log).join("\n");
+        if lines.contains(words) {
+            Ok(lines)
+        } else {
+            Err(log)
+        }
+    })
+    .await
 }
 
 /// Waits until the pod runs, its container started `restarts` times again.

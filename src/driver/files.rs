@@ -247,12 +247,6 @@ impl DriverFiles {
         files.map(|file| file.size).sum()
     }
 
-    /// Whether every file that was found is still there.
-    #[must_use]
-    pub fn are_there(&self) -> bool {
-        self.files.iter().all(|file| file.here.is_file())
-    }
-
     /// Where a container sees each file, bound from `volume`, or where there is
     /// none from where it is installed.
     ///

@@ -12,6 +12,7 @@ pub mod app;
 pub mod cli;
 pub mod config;
 pub mod device;
+mod digest;
 pub mod driver;
 pub mod gpu;
 pub mod health;

@@ -33,6 +33,7 @@ use self::build::Building;
 pub use self::build::Made;
 pub use self::manifest::{Manifest, VolumeFile};
 use crate::config::HostFolder;
+use crate::digest::Fnv1a;
 
 /// What is being made, or was when its maker died.
 const NEW: &str = ".new-";
@@ -370,42 +371,19 @@ fn name(version: &str, sources: &[Source]) -> Result<String, VolumeError> {
     }
     let mut sources: Vec<_> = sources.iter().collect();
     sources.sort_by(|a, b| a.path.cmp(&b.path));
-    let mut digest = Digest::default();
-    digest.add(manifest::FORMAT.to_string().as_bytes());
+    let mut digest = Fnv1a::default();
+    digest.add_field(manifest::FORMAT.to_string().as_bytes());
     for source in sources {
         let metadata = fs::metadata(&source.here).map_err(VolumeError::source(&source.here))?;
-        digest.add(source.path.as_os_str().as_encoded_bytes());
+        digest.add_field(source.path.as_os_str().as_encoded_bytes());
         let times = [metadata.mtime(), metadata.mtime_nsec()];
-        digest.add(&metadata.len().to_le_bytes());
+        digest.add_field(&metadata.len().to_le_bytes());
         times
             .iter()
-            .for_each(|time| digest.add(&time.to_le_bytes()));
+            .for_each(|time| digest.add_field(&time.to_le_bytes()));
     }
-    Ok(format!("{version}-{:08x}", digest.short()))
-}
-
-/// FNV-1a, 64 bits: names must outlast any library's idea of a hash.
-struct Digest(u64);
-
-impl Default for Digest {
-    fn default() -> Self {
-        Self(0xcbf2_9ce4_8422_2325)
-    }
-}
-
-impl Digest {
-    /// A field, with its end.
-    fn add(&mut self, bytes: &[u8]) {
-        const PRIME: u64 = 0x0100_0000_01b3;
-        let length = (bytes.len() as u64).to_le_bytes();
-        for byte in length.iter().chain(bytes) {
-            self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(PRIME);
-        }
-    }
-
-    fn short(&self) -> u64 {
-        (self.0 >> 32) ^ (self.0 & 0xffff_ffff)
-    }
+    let short = (digest.hash() >> 32) ^ (digest.hash() & 0xffff_ffff);
+    Ok(format!("{version}-{short:08x}"))
 }
 
 #[cfg(test)]

@@ -75,20 +75,20 @@ impl Supplier {
     /// As the configuration says. Touches nothing.
     #[must_use]
     pub fn new(config: &Config) -> Self {
-        let wanted = config.driver.capabilities.contains(Capability::Utility)
-            && config.driver.volume != VolumeMode::Never
-            && config.allocation.gives_driver();
+        // NVIDIA's container runtime brings the files by itself.
+        let mode = if config.allocation.gives_driver() {
+            config.driver.volume
+        } else {
+            VolumeMode::Never
+        };
+        let utility = config.driver.capabilities.contains(Capability::Utility);
+        let sockets = utility && mode != VolumeMode::Never;
         Self {
             root: config.paths.driver_root.clone(),
             capabilities: config.driver.capabilities.clone(),
-            // NVIDIA's container runtime brings the files by itself.
-            mode: if config.allocation.gives_driver() {
-                config.driver.volume
-            } else {
-                VolumeMode::Never
-            },
+            mode,
             volumes: Volumes::new(config.paths.state_dir.join("driver")),
-            sockets: wanted.then(|| Sockets::new(&config.paths)),
+            sockets: sockets.then(|| Sockets::new(&config.paths)),
         }
     }
 
@@ -105,23 +105,35 @@ impl Supplier {
     ///
     /// [`SupplyError`]: no files, or no volume where nothing else will do.
     pub fn supply(&self, version: &str) -> Result<Supply, SupplyError> {
-        let files = match self.files(version) {
-            Ok(files) => files,
-            Err(error) => {
-                let left = self.left_over(version).ok_or(error)?;
-                return Ok(self.with_sockets(left));
+        let supply = self.taken(version, |sources| {
+            match self.volumes.make(version, sources) {
+                Ok(volume) => Ok(Origin::Volume(volume)),
+                Err(error) if self.mode == VolumeMode::Auto => {
+                    Ok(Origin::InPlace(InPlace::NoVolume(error)))
+                }
+                Err(error) => Err(error.into()),
             }
+        })?;
+        Ok(self.with_sockets(supply))
+    }
+
+    /// The files from where they have to be taken; `volume` says what of where
+    /// that is a volume.
+    fn taken(
+        &self,
+        version: &str,
+        volume: impl FnOnce(&[Source]) -> Result<Origin, SupplyError>,
+    ) -> Result<Supply, SupplyError> {
+        let files = match DriverFiles::find(&self.root, version, &self.capabilities) {
+            Ok(files) => files,
+            Err(error) => return self.left_over(version).ok_or(error.into()),
         };
         let from = match (self.mode, immutable(&files)) {
             (VolumeMode::Never, _) => Origin::InPlace(InPlace::Asked),
             (VolumeMode::Auto, Some(kind)) => Origin::InPlace(InPlace::Immutable(kind)),
-            (mode, _) => match self.volumes.make(version, &sources(&files)) {
-                Ok(volume) => Origin::Volume(volume),
-                Err(error) if mode == VolumeMode::Auto => Origin::InPlace(InPlace::NoVolume(error)),
-                Err(error) => return Err(error.into()),
-            },
+            _ => volume(&sources(&files))?,
         };
-        Ok(self.with_sockets(Supply::new(files, from)))
+        Ok(Supply::new(files, from))
     }
 
     /// Adds the folders of the driver's daemons.
@@ -147,19 +159,10 @@ impl Supplier {
     ///
     /// [`SupplyError::Driver`].
     pub fn preview(&self, version: &str) -> Result<Supply, SupplyError> {
-        let files = match self.files(version) {
-            Ok(files) => files,
-            Err(error) => return self.left_over(version).ok_or(error.into()),
-        };
-        let from = match (self.mode, immutable(&files)) {
-            (VolumeMode::Never, _) => Origin::InPlace(InPlace::Asked),
-            (VolumeMode::Auto, Some(kind)) => Origin::InPlace(InPlace::Immutable(kind)),
-            _ => match self.volumes.find(version, &sources(&files)) {
-                Some(volume) => Origin::Volume(volume),
-                None => Origin::InPlace(InPlace::NotYet),
-            },
-        };
-        Ok(Supply::new(files, from))
+        self.taken(version, |sources| {
+            let volume = self.volumes.find(version, sources);
+            Ok(volume.map_or(Origin::InPlace(InPlace::NotYet), Origin::Volume))
+        })
     }
 
     /// NVML's library for a module of this version: the driver root's. Where that
@@ -179,10 +182,6 @@ impl Supplier {
             library.is_file().then_some(library)
         });
         kept.or(installed)
-    }
-
-    fn files(&self, version: &str) -> Result<DriverFiles, DriverError> {
-        DriverFiles::find(&self.root, version, &self.capabilities)
     }
 
     /// What there still is of a driver whose files were replaced under its

@@ -47,7 +47,7 @@ struct Leaving {
 
 impl Volumes {
     /// Removes every folder that no process holds and nothing on the node can
-    /// name. `uses` is asked twice: before anything is touched, and once the
+    /// name. `uses` is asked only if there is such a folder, and twice: before anything is touched, and once the
     /// names are gone, so that whoever came in between is seen.
     ///
     /// # Errors
@@ -55,7 +55,13 @@ impl Volumes {
     /// Why the uses are not known. Nothing is removed then.
     pub fn collect(&self, uses: impl Fn() -> anyhow::Result<Uses>) -> anyhow::Result<Collected> {
         let mut collected = Collected::default();
-        let names = self.names();
+        let (held, names): (Vec<_>, Vec<_>) = self
+            .names()
+            .into_iter()
+            .partition(|name| self.is_held(name));
+        for name in held {
+            collected.keep(self.host(&name), Kept::Held);
+        }
         if names.is_empty() {
             return Ok(collected);
         }
@@ -91,6 +97,12 @@ impl Volumes {
             self.remove_or_restore(&leaving, used, &mut collected);
         }
         Ok(collected)
+    }
+
+    /// Whether a process has it: most often this one, the volume of now.
+    fn is_held(&self, name: &str) -> bool {
+        let folder = File::open(self.folder.here.join(name));
+        folder.is_ok_and(|folder| folder.try_lock().is_err())
     }
 
     /// Takes a folder's name away. None: somebody else did.

@@ -433,6 +433,17 @@ fn whoever_comes_in_between_keeps_his_volume() {
     assert!(node.volumes.find(VERSION, &node.sources).is_some());
 }
 
+/// At rest there is the volume of now alone, and nobody has to look at every
+/// process of the node for that.
+#[test]
+fn nobody_asks_what_uses_a_volume_that_is_held() {
+    let node = Node::new();
+    let volume = node.make().unwrap();
+    let asked = || -> anyhow::Result<Uses> { panic!("asked") };
+    let kept = node.volumes.collect(asked).unwrap().kept;
+    assert_eq!(kept, [(volume.folder.host.clone(), Kept::Held)]);
+}
+
 #[test]
 fn nothing_goes_where_it_is_not_known_what_is_used() {
     let node = Node::new();

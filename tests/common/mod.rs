@@ -13,6 +13,7 @@
 )]
 
 pub mod cargo;
+pub mod containerd;
 pub mod device_nodes;
 pub mod elf;
 pub mod kubelet;

@@ -17,8 +17,8 @@ use tonic::transport::{Channel, Endpoint};
 
 use super::daemon::Daemon;
 use super::host::DEVICE_PLUGINS;
-use super::machine::socket;
 use super::wait::{LONG, eventually, eventually_every};
+use crate::common::containerd::socket;
 use crate::common::plugin::http_get;
 
 /// The resource under test.

@@ -13,6 +13,7 @@ use super::host::{self, Before};
 use super::image;
 use super::kubelet::Kubelet;
 use super::wait::LONG;
+use crate::common::containerd::{configuration, socket};
 use crate::common::system;
 
 /// Where this runtime looks for CDI specs, below the machine's folder.
@@ -155,42 +156,7 @@ impl Turn {
     }
 }
 
-pub fn socket(folder: &Path) -> PathBuf {
-    folder.join("containerd.sock")
-}
-
-/// The least that works: no network plugins, since the pods have the host's
-/// network, and no more power over the OOM killer than root has here.
 fn containerd_config(folder: &Path) -> String {
     let version = system::output(Command::new("containerd").arg("--version"));
-    let first_generation = version.contains(" v1.") || version.contains(" 1.");
-    let (version, runtime, sandbox) = if first_generation {
-        let sandbox = format!("sandbox_image = \"{}\"", image::NAME);
-        (2, "io.containerd.grpc.v1.cri", sandbox)
-    } else {
-        let sandbox = format!(
-            "[plugins.\"io.containerd.cri.v1.images\".pinned_images]\nsandbox = \"{}\"",
-            image::NAME
-        );
-        (3, "io.containerd.cri.v1.runtime", sandbox)
-    };
-    let (socket, folder) = (socket(folder), folder.display());
-    format!(
-        r#"version = {version}
-root = "{folder}/root"
-state = "{folder}/state"
-[grpc]
-address = "{socket}"
-[plugins."io.containerd.internal.v1.opt"]
-path = "{folder}/opt"
-[plugins."{runtime}".cni]
-conf_dir = "{folder}/no-network"
-[plugins."{runtime}"]
-restrict_oom_score_adj = true
-enable_cdi = true
-cdi_spec_dirs = ["{folder}/{CDI_FOLDER}"]
-{sandbox}
-"#,
-        socket = socket.display()
-    )
+    configuration(folder, &version, image::NAME, CDI_FOLDER)
 }

@@ -16,8 +16,8 @@ use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 use tracing::level_filters::LevelFilter;
 
 use crate::config::{
-    AllocationOptions, Config, DeviceIdStrategy, DeviceListStrategy, DriverOptions, Extra,
-    HostFolder, HostPaths, ImexChannel, VolumeMode,
+    AllocationOptions, ClusterOptions, Config, DeviceIdStrategy, DeviceListStrategy, DriverOptions,
+    EvictionOptions, Extra, HealthOptions, HostFolder, HostPaths, ImexChannel, VolumeMode,
 };
 use crate::plugin::listener;
 use crate::telemetry::LogFormat;
@@ -26,6 +26,9 @@ use self::values::{
     absolute, address, annotation_prefix, boolean, dev_root_paths, driver_root_paths,
     imex_channels, interval, resource_name, with_links, word, words,
 };
+
+const POD_RESOURCES: &str = "/var/lib/kubelet/pod-resources/kubelet.sock";
+const KMSG: &str = "/dev/kmsg";
 
 /// Serve the GPUs of this node to its kubelet.
 ///
@@ -501,6 +504,9 @@ impl<'a> Values<'a> {
             poll_interval: poll_interval?,
             driver: driver?,
             allocation: allocation?,
+            health: HealthOptions::default(),
+            eviction: EvictionOptions::default(),
+            cluster: ClusterOptions::default(),
         })
     }
 
@@ -526,6 +532,8 @@ impl<'a> Values<'a> {
             dev_root,
             state_dir: HostFolder::below(&host_root, state_dir?),
             cdi_root: HostFolder::below(&host_root, cdi_root?),
+            pod_resources: HostFolder::below(&host_root, POD_RESOURCES),
+            kmsg: KMSG.into(),
             host_root,
             sysfs: self.arguments.sysfs_root.clone(),
             procfs: self.arguments.procfs_root.clone(),

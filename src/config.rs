@@ -9,6 +9,7 @@ use std::time::Duration;
 use crate::driver::DriverRoot;
 use crate::driver::capabilities::Capabilities;
 use crate::driver::nodes::DevRoot;
+use crate::health::xid::XidPolicy;
 
 /// Everything that decides what the process does.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,6 +26,101 @@ pub struct Config {
     pub driver: DriverOptions,
     /// How a container's runtime is told of its devices.
     pub allocation: AllocationOptions,
+    /// What is taken for sick, and when for well again.
+    pub health: HealthOptions,
+    /// What is done about the pods on a sick GPU.
+    pub eviction: EvictionOptions,
+    /// How the API server is reached, where it is asked at all.
+    pub cluster: ClusterOptions,
+}
+
+/// What is taken for sick, and when for well again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HealthOptions {
+    /// What each XID is taken for.
+    pub policy: XidPolicy,
+    /// How long a GPU must have been without a cause before it is healthy again.
+    pub quiet: Duration,
+    /// Each relapse doubles that time, up to this.
+    pub longest_quiet: Duration,
+    /// A GPU that falls sick again within this time has had a relapse.
+    pub relapse_window: Duration,
+}
+
+impl Default for HealthOptions {
+    fn default() -> Self {
+        Self {
+            policy: XidPolicy::default(),
+            quiet: Duration::from_secs(60),
+            longest_quiet: Duration::from_secs(3600),
+            relapse_window: Duration::from_secs(24 * 3600),
+        }
+    }
+}
+
+/// Whether pods on a sick GPU are evicted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum EvictionMode {
+    /// No connection to the API server.
+    #[default]
+    Off,
+    /// The API server is told of health, and what would be evicted is said.
+    Report,
+    /// Pods are evicted.
+    Evict,
+}
+
+impl EvictionMode {
+    /// Every mode, the default first.
+    pub const ALL: [Self; 3] = [Self::Off, Self::Report, Self::Evict];
+
+    /// The word for it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::Report => "report",
+            Self::Evict => "evict",
+        }
+    }
+}
+
+/// What is done about the pods on a sick GPU.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EvictionOptions {
+    /// Whether anything is.
+    pub mode: EvictionMode,
+    /// From the moment that a GPU turns sick to the eviction of its pods; one
+    /// that is well again by then keeps them. A pod's annotation goes first.
+    pub grace: Duration,
+    /// At most so many evictions a minute.
+    pub per_minute: u32,
+    /// While a larger share of the node's GPUs is sick, in percent, no pod is
+    /// evicted: then it is more likely the node or the driver.
+    pub max_sick_percent: u32,
+    /// Whether the node has a taint while every one of its GPUs is sick.
+    pub taint: bool,
+}
+
+impl Default for EvictionOptions {
+    fn default() -> Self {
+        Self {
+            mode: EvictionMode::Off,
+            grace: Duration::from_secs(60),
+            per_minute: 10,
+            max_sick_percent: 50,
+            taint: false,
+        }
+    }
+}
+
+/// How the API server is reached.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ClusterOptions {
+    /// This node's name; needed where the API server is asked.
+    pub node_name: Option<String>,
+    /// Else the pod's own service account.
+    pub kubeconfig: Option<PathBuf>,
 }
 
 /// What of the driver a container gets, and by what way.
@@ -291,6 +387,10 @@ pub struct HostPaths {
     pub state_dir: HostFolder,
     /// The folder of CDI specs.
     pub cdi_root: HostFolder,
+    /// The kubelet's pod-resources socket.
+    pub pod_resources: HostFolder,
+    /// The kernel log.
+    pub kmsg: PathBuf,
     /// Where this process sees the host's `/`.
     pub host_root: PathBuf,
     /// Where sysfs is mounted.

@@ -7,6 +7,7 @@ mod error;
 pub mod events;
 pub mod nvml;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -107,12 +108,62 @@ pub enum Reading {
     },
 }
 
-/// What a GPU answers when it is asked how it is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// What a GPU answers when it is asked how it is. What the GPU or its driver
+/// does not know is absent.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Vitals {
     /// NVML's field 230, `NVML_FI_DEV_GET_GPU_RECOVERY_ACTION`: 0 is none.
-    /// Absent where the driver does not know the field.
     pub recovery_action: Option<u32>,
+    /// Rows of the memory that were remapped (Ampere and later).
+    pub remapped_rows: Option<RemappedRows>,
+    /// Pages of the memory that were retired (before Ampere).
+    pub retired_pages: Option<RetiredPages>,
+    /// Uncorrectable ECC errors since the driver was loaded, of all memories.
+    pub uncorrectable_ecc: Option<u64>,
+    /// Whether SRAM has more uncorrectable errors than NVIDIA's threshold.
+    pub sram_threshold_exceeded: Option<bool>,
+    /// Whether each NVLink is up, by its number; empty where there are none.
+    pub nvlinks: BTreeMap<u32, bool>,
+    /// The GPU's place in a fabric of NVSwitches; absent where there is none.
+    pub fabric: Option<Fabric>,
+    /// Why clocks are held down: NVML's `nvmlClocksEventReasons`, a bit each.
+    pub clocks_event_reasons: Option<u64>,
+}
+
+/// NVML's `nvmlDeviceGetRemappedRows`, or fields 142 to 145.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RemappedRows {
+    /// For correctable errors.
+    pub correctable: u64,
+    /// For uncorrectable errors.
+    pub uncorrectable: u64,
+    /// Whether a row waits for a reset to be remapped.
+    pub pending: bool,
+    /// Whether a row could not be remapped.
+    pub failure: bool,
+}
+
+/// NVML's fields 29 to 31 (`NVML_FI_DEV_RETIRED_*`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RetiredPages {
+    /// For many single-bit errors.
+    pub single_bit: u32,
+    /// For a double-bit error.
+    pub double_bit: u32,
+    /// Whether a page waits for a reset to be retired.
+    pub pending: bool,
+}
+
+/// NVML's `nvmlGpuFabricInfoV_t`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Fabric {
+    /// `NVML_GPU_FABRIC_STATE_*`: 1 not started, 2 in progress, 3 completed.
+    pub state: u8,
+    /// An `nvmlReturn_t`, of use once the state is completed: 0 is success.
+    pub status: u32,
+    /// `NVML_GPU_FABRIC_HEALTH_MASK_*`, two bits a statement; 0 where the driver
+    /// tells none.
+    pub health_mask: u32,
 }
 
 /// A critical XID event.

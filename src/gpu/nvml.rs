@@ -150,6 +150,7 @@ impl GpuLibrary for NvmlLibrary {
         )?;
         Ok(Vitals {
             recovery_action: recovery_action(&device)?,
+            ..Vitals::default()
         })
     }
 

@@ -53,7 +53,7 @@ impl GpuHealth {
             Signal::Vanished => self.scan = Some(UnhealthyReason::Vanished),
             Signal::Unreadable(error) => self.scan = Some(reason(error)),
             Signal::Probed(Err(error)) => self.probe = Some(reason(error)),
-            Signal::Probed(Ok(vitals)) => self.probed(now, *vitals),
+            Signal::Probed(Ok(vitals)) => self.probed(now, vitals),
             Signal::Overdue(deadline) => {
                 self.probe = Some(UnhealthyReason::NotAnswering(deadline.as_secs()));
             }
@@ -77,7 +77,7 @@ impl GpuHealth {
 
     /// An XID is forgiven by the driver's own word only: a driver that does not
     /// know the recovery action never gives it.
-    fn probed(&mut self, now: Duration, vitals: Vitals) {
+    fn probed(&mut self, now: Duration, vitals: &Vitals) {
         self.probe = match vitals.recovery_action {
             None | Some(0) => None,
             Some(action) => Some(UnhealthyReason::RecoveryAction(action)),
@@ -104,9 +104,20 @@ fn reason(error: &LibraryError) -> UnhealthyReason {
 mod tests {
     use super::*;
 
-    const OK: Signal = Signal::Probed(Ok(Vitals {
-        recovery_action: Some(0),
-    }));
+    const OK: Signal = probed(Some(0));
+
+    const fn probed(recovery_action: Option<u32>) -> Signal {
+        Signal::Probed(Ok(Vitals {
+            recovery_action,
+            remapped_rows: None,
+            retired_pages: None,
+            uncorrectable_ecc: None,
+            sram_threshold_exceeded: None,
+            nvlinks: std::collections::BTreeMap::new(),
+            fabric: None,
+            clocks_event_reasons: None,
+        }))
+    }
 
     fn after(signals: &[(u64, Signal)]) -> Health {
         let mut health = GpuHealth::default();
@@ -138,9 +149,7 @@ mod tests {
 
     #[test]
     fn a_driver_that_cannot_say_so_never_forgives_an_xid() {
-        let unknown = Signal::Probed(Ok(Vitals {
-            recovery_action: None,
-        }));
+        let unknown = probed(None);
         assert_eq!(
             after(&[(0, Signal::Xid(48)), (3600, unknown)]),
             Health::Unhealthy(UnhealthyReason::Xid(48))
@@ -171,9 +180,7 @@ mod tests {
 
     #[test]
     fn a_recovery_action_is_a_reason_until_the_driver_takes_it_back() {
-        let asked = Signal::Probed(Ok(Vitals {
-            recovery_action: Some(2),
-        }));
+        let asked = probed(Some(2));
         let reason = Health::Unhealthy(UnhealthyReason::RecoveryAction(2));
         assert_eq!(after(&[(0, asked.clone())]), reason);
         assert_eq!(after(&[(0, asked), (1, OK)]), Health::Healthy);

@@ -44,6 +44,40 @@ pub fn classify(xid: u64) -> XidClass {
     }
 }
 
+/// What each XID is taken for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct XidPolicy {}
+
+impl XidPolicy {
+    /// The class of an XID.
+    #[must_use]
+    pub fn class(&self, xid: u64) -> super::class::Class {
+        match (classify(xid), xid) {
+            (XidClass::Device, 79 | 151) => super::class::Class::Reboot,
+            (XidClass::Device, _) => super::class::Class::Reset,
+            _ => super::class::Class::Application,
+        }
+    }
+
+    /// Whether polled signals make a device sick.
+    #[must_use]
+    pub fn acts_on_polls(&self) -> bool {
+        true
+    }
+}
+
+/// What an XID is.
+#[must_use]
+pub fn describe(_xid: u64) -> &'static str {
+    "unknown XID"
+}
+
+/// What an operator does about an XID.
+#[must_use]
+pub fn remedy(_xid: u64) -> &'static str {
+    "see NVIDIA's XID catalogue"
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

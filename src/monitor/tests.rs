@@ -2,7 +2,10 @@ use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, channel};
 
 use super::*;
-use crate::config::{AllocationOptions, DriverOptions, HostFolder, HostPaths, VolumeMode};
+use crate::config::{
+    AllocationOptions, ClusterOptions, DriverOptions, EvictionOptions, HealthOptions, HostFolder,
+    HostPaths, VolumeMode,
+};
 use crate::device::Health;
 use crate::driver::DriverRoot;
 use crate::driver::capabilities::Capabilities;
@@ -63,6 +66,8 @@ fn config(root: &std::path::Path) -> Config {
             dev_root: DevRoot::new(root, root),
             state_dir: HostFolder::below(root, "/state"),
             cdi_root: HostFolder::below(root, "/cdi"),
+            pod_resources: HostFolder::below(root, "/pod-resources"),
+            kmsg: root.join("kmsg"),
             host_root: root.into(),
             sysfs: root.into(),
             procfs: root.into(),
@@ -77,6 +82,9 @@ fn config(root: &std::path::Path) -> Config {
             make_device_nodes: false,
         },
         allocation: AllocationOptions::default(),
+        health: HealthOptions::default(),
+        eviction: EvictionOptions::default(),
+        cluster: ClusterOptions::default(),
     }
 }
 

@@ -1,4 +1,5 @@
 //! What makes a GPU unfit for containers, and what makes it fit again.
 
+pub mod class;
 pub mod reducer;
 pub mod xid;

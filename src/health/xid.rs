@@ -1,47 +1,19 @@
 //! What an XID says of the GPU it came from.
-//!
-//! After the immediate actions of NVIDIA's XID catalogue
-//! (<https://docs.nvidia.com/deploy/xid-errors/analyzing-xid-catalog.html>),
-//! except for 109, which users of NVIDIA's plugin know as an application's
-//! fault and which stays one here.
 
-/// Whose matter an XID is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum XidClass {
-    /// A fault of the program that ran, or nothing that needs an action.
-    Application,
-    /// The GPU, or the node, needs an action before it is of use again.
-    Device,
-    /// The driver's recommended recovery action has changed: ask for it.
-    RecoveryAction,
+pub mod catalogue;
+mod shim;
+
+pub use shim::{XidClass, classify};
+
+/// What an XID says, in a few words.
+pub fn describe(xid: u64) -> &'static str {
+    catalogue::of(xid).map_or("unknown XID", |entry| entry.name)
 }
 
-/// The class of an XID. One that is not known is an application's: counted and
-/// logged, and not acted on.
-pub fn classify(xid: u64) -> XidClass {
-    match xid {
-        46
-        | 48
-        | 54
-        | 62
-        | 64
-        | 74
-        | 79
-        | 95
-        | 110
-        | 119
-        | 120
-        | 136
-        | 140
-        | 142
-        | 143
-        | 144..=151
-        | 155
-        | 156
-        | 158 => XidClass::Device,
-        154 => XidClass::RecoveryAction,
-        _ => XidClass::Application,
-    }
+/// What an administrator is to do about an XID, in a few words.
+pub fn remedy(xid: u64) -> &'static str {
+    const UNKNOWN: &str = "none is known here: see NVIDIA's catalogue of XIDs";
+    catalogue::of(xid).map_or(UNKNOWN, |entry| entry.action.remedy())
 }
 
 #[cfg(test)]
@@ -49,20 +21,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn application_faults_leave_the_device_alone() {
-        for xid in [
-            8, 11, 13, 31, 32, 37, 43, 44, 45, 63, 68, 69, 92, 94, 109, 141, 9999,
-        ] {
-            assert_eq!(classify(xid), XidClass::Application, "XID {xid}");
-        }
-    }
-
-    #[test]
-    fn faults_of_the_device_do_not() {
-        for xid in [
-            46, 48, 62, 64, 74, 79, 95, 110, 119, 120, 140, 143, 149, 158,
-        ] {
-            assert_eq!(classify(xid), XidClass::Device, "XID {xid}");
-        }
+    fn an_xid_is_described_with_its_remedy() {
+        assert_eq!(describe(79), "GPU has fallen off the bus");
+        assert!(remedy(79).starts_with("reboot the node"));
+        assert_eq!(describe(9999), "unknown XID");
+        assert!(remedy(9999).contains("catalogue"));
     }
 }

@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::config::{Config, HostFolder};
+use crate::config::{Config, HealthOptions, HostFolder};
 use crate::driver::cdi;
 use crate::gpu::GpuUuid;
 use crate::http;
@@ -27,6 +27,8 @@ pub struct App {
     /// Where HTTP is served.
     pub http_address: SocketAddr,
     rescan: Arc<Notify>,
+    /// What is taken for sick.
+    health: watch::Sender<HealthOptions>,
     shutdown: CancellationToken,
     /// End on `shutdown` only.
     tasks: JoinSet<&'static str>,
@@ -56,6 +58,7 @@ impl App {
             remove_stale_spec(&config.paths.cdi_root);
         }
 
+        let (health, options) = watch::channel(config.health.clone());
         let monitor = Monitor::new(
             config,
             open,
@@ -63,6 +66,7 @@ impl App {
             metrics.clone(),
             readiness.clone(),
             rescan.clone(),
+            options,
         );
         let (hint, hints) = watch::channel(0);
         let devices = monitor.snapshots();
@@ -99,6 +103,7 @@ impl App {
         Ok(Self {
             http_address,
             rescan,
+            health,
             shutdown,
             tasks,
             background,

@@ -11,6 +11,8 @@ use crate::driver::DriverMount;
 use crate::driver::extras::Extras;
 use crate::driver::nodes::NodeFault;
 use crate::gpu::{Gpu, GpuUuid};
+use crate::health::cause::Cause;
+use crate::health::report::Sickness;
 
 /// The ID of a device in the kubelet's eyes. Today a GPU's UUID.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -44,27 +46,9 @@ impl Serialize for DeviceId {
 /// Why a device is not to be given to a container.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum UnhealthyReason {
-    /// A critical XID that is not an application's fault.
-    #[error("XID {0}")]
-    Xid(u64),
-    /// NVML says that the GPU has fallen off the bus or is otherwise inaccessible.
-    #[error("GPU is lost ({0})")]
-    Lost(String),
-    /// NVML says that it must be reset before it can be used.
-    #[error("GPU requires a reset ({0})")]
-    ResetRequired(String),
-    /// The driver names a recovery action (NVML field 230).
-    #[error("driver asks for recovery action {0}")]
-    RecoveryAction(u32),
-    /// It was there before and is not enumerated any more.
-    #[error("GPU is not enumerated any more")]
-    Vanished,
-    /// It could not be read.
-    #[error("GPU could not be read: {0}")]
-    Unreadable(String),
-    /// A call about it did not come back.
-    #[error("NVML does not answer: a call has not come back for {0} s")]
-    NotAnswering(u64),
+    /// Its GPU is sick, or the part of it that it is.
+    #[error("{0}")]
+    Sick(Sickness),
     /// A device node that it needs is not there, or is another device's.
     #[error("{0} {1}")]
     NoDeviceNode(PathBuf, NodeFault),
@@ -80,6 +64,28 @@ pub enum UnhealthyReason {
     /// The CDI spec that answers would refer to is not what it has to be.
     #[error("{0}")]
     NoCdiSpec(String),
+}
+
+impl UnhealthyReason {
+    /// Its name in node conditions, events and metrics: CamelCase, as Kubernetes
+    /// has reasons.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Sick(sickness) => sickness.cause.signal().reason,
+            Self::NoDeviceNode(..) => "NoDeviceNode",
+            Self::NoDriver(_) => "NoDriver",
+            Self::NoDriverFiles(_) => "NoDriverFiles",
+            Self::NoImexChannel(_) => "NoImexChannel",
+            Self::NoCdiSpec(_) => "NoCdiSpec",
+        }
+    }
+
+    /// Whether another device may be where this one was.
+    #[must_use]
+    pub fn is_vanished(&self) -> bool {
+        matches!(self, Self::Sick(sickness) if sickness.cause == Cause::Vanished)
+    }
 }
 
 /// Whether a device may be given to a container.

@@ -9,10 +9,11 @@ pub mod nvml;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// A GPU's UUID as NVML prints it: `GPU-` and five groups of hexadecimal digits.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -34,6 +35,13 @@ impl From<&str> for GpuUuid {
 impl fmt::Display for GpuUuid {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for GpuUuid {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let uuid = String::deserialize(deserializer)?;
+        Ok(Self::from(uuid.as_str()))
     }
 }
 
@@ -83,6 +91,15 @@ pub struct Gpu {
     pub compute_capability: Option<ComputeCapability>,
     /// NVML's name of the product, such as `NVIDIA H200`.
     pub product_name: String,
+}
+
+impl Gpu {
+    /// Its folder in sysfs, which is there as long as the kernel has the PCI
+    /// device. None: its bus ID is not one.
+    #[must_use]
+    pub fn sysfs_device(&self, sysfs: &Path) -> Option<PathBuf> {
+        nvml::sysfs_device(sysfs, &self.pci_bus_id)
+    }
 }
 
 /// What reading one index of NVML's enumeration came to.

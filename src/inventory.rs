@@ -6,20 +6,24 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::config::{AllocationOptions, Config, HostFolder, ImexChannel};
+use crate::config::{AllocationOptions, Config, HealthOptions, HostFolder, ImexChannel};
 use crate::device::{Common, Device, DeviceNode, DeviceSnapshot, Health, UnhealthyReason};
 use crate::driver::cdi;
 use crate::driver::extras::{self, Extras};
 use crate::driver::nodes::{DevRoot, Faults};
 use crate::driver::supply::Supply;
 use crate::gpu::{Gpu, GpuUuid, Reading};
-use crate::health::reducer::{GpuHealth, Signal};
+use crate::health::kmsg::PciAddress;
+use crate::health::reducer::{GpuHealth, Kept, Signal};
+use crate::health::report::{DeviceStatus, GpuStatus, HealthReport, NodeFault};
 
 #[derive(Clone, Debug, Default)]
 struct Entry {
     /// Of the last enumeration that found it.
     index: Option<u32>,
     gpu: Option<Gpu>,
+    /// The kernel had a PCI device for it once: only then is its absence news.
+    on_bus: bool,
     health: GpuHealth,
 }
 
@@ -29,6 +33,10 @@ struct Entry {
 #[derive(Clone, Debug, Default)]
 pub struct Inventory {
     gpus: BTreeMap<GpuUuid, Entry>,
+    options: HealthOptions,
+    /// What an earlier process left of GPUs that were not seen yet. One that was
+    /// taken out of the node is never seen again, and is not listed.
+    kept: BTreeMap<GpuUuid, Kept>,
 }
 
 /// What of the node, beside its GPUs, decides what a container gets.
@@ -110,16 +118,51 @@ impl Node {
 }
 
 impl Inventory {
-    /// Takes note of GPUs that must be listed though none was read yet: they
-    /// are unhealthy until a scan finds them.
+    /// No GPU yet. `kept` is the health that an earlier process of the same boot
+    /// left.
+    #[must_use]
+    pub fn new(options: HealthOptions, kept: BTreeMap<GpuUuid, Kept>) -> Self {
+        Self {
+            gpus: BTreeMap::new(),
+            options,
+            kept,
+        }
+    }
+
+    /// What of all GPUs' health outlives the process.
+    #[must_use]
+    pub fn keep(&self) -> BTreeMap<GpuUuid, Kept> {
+        let known = self.gpus.iter();
+        let known = known.map(|(uuid, entry)| (uuid.clone(), entry.health.keep()));
+        let mut all = self.kept.clone();
+        all.extend(known.filter(|(_, kept)| !kept.is_blank()));
+        all
+    }
+
+    /// From now on health is judged by these.
+    pub fn set_options(&mut self, now: Duration, options: HealthOptions) {
+        self.options = options;
+        for entry in self.gpus.values_mut() {
+            entry.health.apply(now, &Signal::Tick, &self.options);
+        }
+    }
+
+    /// Takes note of GPUs that must be listed though none was read yet: they are
+    /// unhealthy if the first scan does not find them.
     pub fn remember(&mut self, now: Duration, uuids: impl IntoIterator<Item = GpuUuid>) {
         for uuid in uuids {
-            self.gpus
-                .entry(uuid)
-                .or_default()
-                .health
-                .apply(now, &Signal::Vanished);
+            self.entry(now, &uuid);
         }
+    }
+
+    fn entry(&mut self, now: Duration, uuid: &GpuUuid) -> &mut Entry {
+        let kept = &mut self.kept;
+        self.gpus.entry(uuid.clone()).or_insert_with(|| Entry {
+            health: kept
+                .remove(uuid)
+                .map_or_else(GpuHealth::default, |kept| GpuHealth::restore(kept, now)),
+            ..Entry::default()
+        })
     }
 
     /// Takes in a whole enumeration. `silent` are the indexes whose reading
@@ -134,15 +177,14 @@ impl Inventory {
         for reading in readings {
             match reading {
                 Reading::Gpu(gpu) => {
-                    let entry = self.gpus.entry(gpu.uuid.clone()).or_default();
+                    let entry = self.entry(now, &gpu.uuid);
                     entry.index = Some(gpu.index);
                     entry.gpu = Some(gpu.clone());
-                    entry.health.apply(now, &Signal::Present);
+                    self.signal(now, &gpu.uuid, &Signal::Present);
                 }
                 Reading::Partial { uuid, index, error } => {
-                    let entry = self.gpus.entry(uuid.clone()).or_default();
-                    entry.index = Some(*index);
-                    entry.health.apply(now, &Signal::Unreadable(error.clone()));
+                    self.entry(now, uuid).index = Some(*index);
+                    self.signal(now, uuid, &Signal::Unreadable(error.clone()));
                 }
                 Reading::Unidentified { .. } => {}
             }
@@ -155,7 +197,7 @@ impl Inventory {
                 continue;
             }
             let signal = unseen(entry.index, readings, silent, deadline);
-            entry.health.apply(now, &signal);
+            entry.health.apply(now, &signal, &self.options);
         }
     }
 
@@ -165,9 +207,36 @@ impl Inventory {
         let Some(entry) = self.gpus.get_mut(uuid) else {
             return false;
         };
-        let before = entry.health.health();
-        entry.health.apply(now, signal);
-        entry.health.health() != before
+        let told = |health: &GpuHealth| (health.sicknesses(&self.options), health.notes().clone());
+        let before = told(&entry.health);
+        entry.health.apply(now, signal, &self.options);
+        told(&entry.health) != before
+    }
+
+    /// Takes in whether the kernel has a PCI device for each GPU. Whether any
+    /// health is another now.
+    pub fn on_bus(&mut self, now: Duration, is_there: impl Fn(&Gpu) -> bool) -> bool {
+        let mut news = Vec::new();
+        for (uuid, entry) in &mut self.gpus {
+            let Some(gpu) = &entry.gpu else { continue };
+            let there = is_there(gpu);
+            entry.on_bus |= there;
+            if entry.on_bus {
+                news.push((uuid.clone(), Signal::OnBus(there)));
+            }
+        }
+        let changed = news
+            .iter()
+            .map(|(uuid, signal)| self.signal(now, uuid, signal));
+        changed.fold(false, |any, changed| any | changed)
+    }
+
+    /// The GPU that was last seen at this place on the bus.
+    #[must_use]
+    pub fn at(&self, pci: PciAddress) -> Option<GpuUuid> {
+        let gpus = self.gpus.values().filter_map(|entry| entry.gpu.as_ref());
+        let mut there = gpus.filter(|gpu| PciAddress::from_nvml(&gpu.pci_bus_id) == Some(pci));
+        there.next().map(|gpu| gpu.uuid.clone())
     }
 
     /// Every GPU that was ever seen.
@@ -203,7 +272,7 @@ impl Inventory {
     pub fn any_amiss(&self) -> bool {
         self.gpus
             .values()
-            .any(|entry| entry.health.health() != Health::Healthy)
+            .any(|entry| entry.health.sickness_of_any(&self.options).is_some())
     }
 
     /// The devices that stand for whole GPUs.
@@ -218,7 +287,8 @@ impl Inventory {
                 .into_iter()
                 .collect();
             let unfit = amiss.clone().or_else(|| node.unfit(&nodes));
-            let reason = entry.health.health().reason().cloned().or(unfit);
+            let sick = entry.health.sickness_of_any(&self.options);
+            let reason = sick.map(UnhealthyReason::Sick).or(unfit);
             Device {
                 id: uuid.into(),
                 uuid: uuid.clone(),
@@ -232,6 +302,46 @@ impl Inventory {
             devices: devices.collect(),
             common,
         }
+    }
+
+    /// What others than the kubelet are told of the same devices, which are
+    /// advertised as `resource`.
+    pub fn report(&self, node: &Node, snapshot: &DeviceSnapshot, resource: &str) -> HealthReport {
+        let amiss = node.amiss(&snapshot.common);
+        let gpus = self.gpus.iter().map(|(uuid, entry)| GpuStatus {
+            uuid: uuid.clone(),
+            index: entry.index,
+            devices: self.statuses(uuid, &entry.health, snapshot, resource),
+            sickness: entry.health.sickness(&self.options),
+            notes: entry.health.notes().iter().copied().collect(),
+        });
+        HealthReport {
+            complete: snapshot.complete,
+            node: amiss.map(|reason| NodeFault {
+                reason: reason.name(),
+                message: reason.to_string(),
+            }),
+            gpus: gpus.collect(),
+        }
+    }
+
+    fn statuses(
+        &self,
+        uuid: &GpuUuid,
+        health: &GpuHealth,
+        snapshot: &DeviceSnapshot,
+        resource: &str,
+    ) -> Vec<DeviceStatus> {
+        let own = snapshot
+            .devices
+            .iter()
+            .filter(|device| device.uuid == *uuid);
+        let status = |device: &Device| DeviceStatus {
+            resource: resource.into(),
+            id: device.id.clone(),
+            sickness: health.sickness_of_any(&self.options),
+        };
+        own.map(status).collect()
     }
 }
 
@@ -267,6 +377,7 @@ fn unseen(index: Option<u32>, readings: &[Reading], silent: &[u32], deadline: Du
 mod tests {
     use super::*;
     use crate::gpu::{ErrorKind, LibraryError};
+    use crate::health::cause::Cause;
 
     const DEADLINE: Duration = Duration::from_secs(10);
 
@@ -291,11 +402,14 @@ mod tests {
         }
     }
 
-    fn reasons(inventory: &Inventory) -> Vec<(String, Option<UnhealthyReason>)> {
+    fn causes(inventory: &Inventory) -> Vec<(String, Option<Cause>)> {
         inventory
             .gpus
             .iter()
-            .map(|(uuid, entry)| (uuid.to_string(), entry.health.health().reason().cloned()))
+            .map(|(uuid, entry)| {
+                let sickness = entry.health.sickness(&inventory.options);
+                (uuid.to_string(), sickness.map(|sickness| sickness.cause))
+            })
             .collect()
     }
 
@@ -311,11 +425,8 @@ mod tests {
     fn a_gpu_that_vanishes_stays_listed() {
         let inventory = scanned(&[(&[gpu(0, "a"), gpu(1, "b")], &[]), (&[gpu(0, "b")], &[])]);
         assert_eq!(
-            reasons(&inventory),
-            [
-                ("a".into(), Some(UnhealthyReason::Vanished)),
-                ("b".into(), None)
-            ]
+            causes(&inventory),
+            [("a".into(), Some(Cause::Vanished)), ("b".into(), None)]
         );
     }
 
@@ -330,11 +441,8 @@ mod tests {
             (&[gpu(0, "a"), lost], &[]),
         ]);
         assert_eq!(
-            reasons(&inventory)[1],
-            (
-                "b".into(),
-                Some(UnhealthyReason::Lost("nvmlDeviceGetUUID".into()))
-            )
+            causes(&inventory)[1],
+            ("b".into(), Some(Cause::Lost("nvmlDeviceGetUUID".into())))
         );
     }
 
@@ -346,25 +454,25 @@ mod tests {
             error: failed(),
         };
         let inventory = scanned(&[(&[gpu(0, "a"), part], &[])]);
-        assert_eq!(reasons(&inventory)[0], ("a".into(), None));
-        assert!(reasons(&inventory)[1].1.is_some());
+        assert_eq!(causes(&inventory)[0], ("a".into(), None));
+        assert!(causes(&inventory)[1].1.is_some());
     }
 
     #[test]
     fn a_gpu_whose_reading_hangs_is_not_taken_for_vanished() {
         let inventory = scanned(&[(&[gpu(0, "a"), gpu(1, "b")], &[]), (&[gpu(0, "a")], &[1])]);
         assert_eq!(
-            reasons(&inventory)[1],
-            ("b".into(), Some(UnhealthyReason::NotAnswering(10)))
+            causes(&inventory)[1],
+            ("b".into(), Some(Cause::NotAnswering(10)))
         );
     }
 
     #[test]
-    fn a_remembered_gpu_is_unhealthy_until_it_is_found() {
+    fn a_remembered_gpu_is_unhealthy_unless_it_is_found() {
         let mut inventory = Inventory::default();
-        inventory.remember(Duration::ZERO, [GpuUuid::from("a")]);
-        assert_eq!(reasons(&inventory)[0].1, Some(UnhealthyReason::Vanished));
+        inventory.remember(Duration::ZERO, ["a", "b"].map(GpuUuid::from));
         inventory.scanned(Duration::ZERO, &[gpu(0, "a")], &[], DEADLINE);
-        assert_eq!(reasons(&inventory)[0].1, None);
+        let expected = [("a".into(), None), ("b".into(), Some(Cause::Vanished))];
+        assert_eq!(causes(&inventory), expected);
     }
 }

@@ -14,6 +14,7 @@ pub mod config;
 pub mod device;
 mod digest;
 pub mod driver;
+mod files;
 pub mod gpu;
 pub mod health;
 pub mod http;

@@ -1,5 +1,7 @@
 //! What is counted and measured, in OpenMetrics.
 
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
 use prometheus_client::encoding::{EncodeLabelSet, text};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -7,6 +9,9 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
+
+use crate::health::kept::since_boot;
+use crate::health::report::HealthReport;
 
 /// Devices of one resource in one state of health.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -62,6 +67,33 @@ pub struct XidLabels {
     pub xid: u64,
 }
 
+/// One GPU.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct GpuLabels {
+    /// The GPU's UUID.
+    pub uuid: String,
+}
+
+/// Why a GPU is sick.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct SickLabels {
+    /// The GPU's UUID.
+    pub uuid: String,
+    /// See `health::signals`.
+    pub reason: &'static str,
+    /// What ends it: `reset`, `reboot` or `replace`.
+    pub class: &'static str,
+}
+
+/// What is reported of a GPU and not acted on.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct NoteLabels {
+    /// The GPU's UUID.
+    pub uuid: String,
+    /// See `health::signals`.
+    pub reason: &'static str,
+}
+
 /// Errors of one function of NVML.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct NvmlLabels {
@@ -87,6 +119,14 @@ pub struct Metrics {
     pub rivals: Family<ResourceLabels, Gauge>,
     /// `gpu_device_plugin_xids_total`.
     pub xids: Family<XidLabels, Counter>,
+    /// `gpu_device_plugin_gpu_healthy`: 1 or 0.
+    pub gpu_healthy: Family<GpuLabels, Gauge>,
+    /// `gpu_device_plugin_gpu_sick`: 1 while it is, with the reason.
+    pub gpu_sick: Family<SickLabels, Gauge>,
+    /// `gpu_device_plugin_gpu_sick_since_timestamp_seconds`: Unix time.
+    pub gpu_sick_since: Family<GpuLabels, Gauge>,
+    /// `gpu_device_plugin_gpu_note`: 1 while it holds.
+    pub gpu_note: Family<NoteLabels, Gauge>,
     /// `gpu_device_plugin_nvml_errors_total`.
     pub nvml_errors: Family<NvmlLabels, Counter>,
     /// `gpu_device_plugin_unidentified_gpus`.
@@ -116,12 +156,17 @@ impl Metrics {
             rpcs,
             rivals: Family::default(),
             xids: Family::default(),
+            gpu_healthy: Family::default(),
+            gpu_sick: Family::default(),
+            gpu_sick_since: Family::default(),
+            gpu_note: Family::default(),
             nvml_errors: Family::default(),
             unidentified: Gauge::default(),
             session: Gauge::default(),
             volume: Gauge::default(),
         };
         metrics.register();
+        metrics.register_health();
         metrics
     }
 
@@ -134,6 +179,63 @@ impl Metrics {
         let mut text = String::with_capacity(8192);
         text::encode(&mut text, &self.registry)?;
         Ok(text)
+    }
+
+    /// Takes over the health of every GPU.
+    pub fn tell_health(&self, report: &HealthReport) {
+        let boot = unix_time().saturating_sub(since_boot());
+        self.gpu_healthy.clear();
+        self.gpu_sick.clear();
+        self.gpu_sick_since.clear();
+        self.gpu_note.clear();
+        for gpu in &report.gpus {
+            let uuid = gpu.uuid.to_string();
+            let labels = GpuLabels { uuid: uuid.clone() };
+            let healthy = self.gpu_healthy.get_or_create(&labels);
+            healthy.set(i64::from(!gpu.is_sick()));
+            for note in &gpu.notes {
+                let (uuid, reason) = (uuid.clone(), note.signal().reason);
+                let note = self.gpu_note.get_or_create(&NoteLabels { uuid, reason });
+                note.set(1);
+            }
+            let Some(sickness) = gpu.worst() else {
+                continue;
+            };
+            let (reason, class) = (sickness.cause.signal().reason, sickness.class.name());
+            let why = SickLabels {
+                uuid,
+                reason,
+                class,
+            };
+            self.gpu_sick.get_or_create(&why).set(1);
+            let since = boot.saturating_add(sickness.since).as_secs();
+            let since = i64::try_from(since).unwrap_or(i64::MAX);
+            self.gpu_sick_since.get_or_create(&labels).set(since);
+        }
+    }
+
+    fn register_health(&mut self) {
+        let Self { registry, .. } = self;
+        registry.register(
+            "gpu_healthy",
+            "Whether a GPU is well, as a whole and in every part",
+            self.gpu_healthy.clone(),
+        );
+        registry.register(
+            "gpu_sick",
+            "Why a GPU is sick, and what ends it: 1 for the reason that holds",
+            self.gpu_sick.clone(),
+        );
+        registry.register(
+            "gpu_sick_since_timestamp_seconds",
+            "Unix time at which a GPU turned sick",
+            self.gpu_sick_since.clone(),
+        );
+        registry.register(
+            "gpu_note",
+            "What is reported of a GPU and not acted on: 1 while it holds",
+            self.gpu_note.clone(),
+        );
     }
 
     fn register(&mut self) {
@@ -200,6 +302,11 @@ impl Metrics {
             self.session.clone(),
         );
     }
+}
+
+fn unix_time() -> Duration {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    now.unwrap_or_default()
 }
 
 fn rpc_buckets() -> Histogram {

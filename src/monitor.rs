@@ -6,11 +6,15 @@
 //! holds up the task, and nothing but the task's snapshots is read when the
 //! kubelet asks.
 
+mod heard;
+mod kept_file;
+mod kernel_log;
 mod nodes;
 mod session;
 mod spec_file;
 mod subscription;
 mod tidy;
+mod xids;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,7 +24,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep};
 use tracing::{info, warn};
 
-use crate::config::Config;
+use crate::config::{Config, HealthOptions};
 use crate::device::{DeviceSnapshot, UnhealthyReason};
 use crate::driver;
 use crate::driver::nodes::Keeper;
@@ -28,14 +32,17 @@ use crate::driver::supply::{InPlace, Origin, Supplier, Supply, SupplyError};
 use crate::gpu::calls::{self, Calls, Outcome};
 use crate::gpu::nvml::NvmlLibrary;
 use crate::gpu::{ErrorKind, GpuLibrary, GpuUuid, LibraryError, OpenError};
+use crate::health::kept::since_boot;
+use crate::health::report::HealthReport;
 use crate::inventory::{Inventory, Node};
 use crate::metrics::{HealthLabels, Metrics, NvmlLabels};
 use crate::readiness::Readiness;
 use nodes::Nodes;
 
-use self::tidy::Tidy;
-
+use self::heard::{Ask, Xids};
+use self::kept_file::KeptFile;
 use self::spec_file::SpecFile;
+use self::tidy::Tidy;
 
 /// The part of [`Readiness`] that the session is.
 const DRIVER: &str = "driver";
@@ -85,8 +92,13 @@ pub struct Monitor {
     readiness: Readiness,
     /// Woken to look at everything again at once.
     rescan: Arc<Notify>,
-    started: Instant,
     inventory: Inventory,
+    /// The XIDs that were heard.
+    xids: Xids,
+    xid_sender: xids::Sender,
+    /// What outlives the process.
+    kept: KeptFile,
+    options: watch::Receiver<HealthOptions>,
     supplier: Supplier,
     tidy: Tidy,
     node: Node,
@@ -96,12 +108,20 @@ pub struct Monitor {
     /// Whether every GPU has been looked at once.
     complete: bool,
     snapshots: watch::Sender<Arc<DeviceSnapshot>>,
+    reports: watch::Sender<Arc<HealthReport>>,
+}
+
+/// What the monitor is woken for, with a session or without.
+enum Woken {
+    Heard(xids::Heard),
+    SpecFile(Outcome<(), spec_file::Attempt>),
+    Options,
 }
 
 impl Monitor {
     /// A monitor that has seen nothing yet. `allocated` are the GPUs that the
     /// kubelet gave to pods before this process started: they are listed,
-    /// found or not.
+    /// found or not. Health is judged by the last of `options`.
     pub fn new(
         config: Config,
         open: Arc<Opener>,
@@ -109,11 +129,14 @@ impl Monitor {
         metrics: Arc<Metrics>,
         readiness: Readiness,
         rescan: Arc<Notify>,
+        options: watch::Receiver<HealthOptions>,
     ) -> Self {
         readiness.missing(DRIVER, "not asked yet");
         readiness.missing(GPUS, "not enumerated yet");
-        let mut inventory = Inventory::default();
-        inventory.remember(Duration::ZERO, allocated);
+        let (kept, left) = KeptFile::open(&config.paths, readiness.clone());
+        let (xid_sender, xids) = Xids::new(left.kernel_log_seq);
+        let mut inventory = Inventory::new(options.borrow().clone(), left.gpus);
+        inventory.remember(since_boot(), allocated);
         let supplier = Supplier::new(&config);
         let tidy = Tidy::new(config.driver.volume_grace);
         let keeper = Keeper::new(&config);
@@ -126,14 +149,18 @@ impl Monitor {
             metrics,
             readiness,
             rescan,
-            started: Instant::now(),
             inventory,
+            xids,
+            xid_sender,
+            kept,
+            options,
             supplier,
             tidy,
             nodes: Nodes::new(keeper),
             node,
             complete: false,
             snapshots: watch::Sender::default(),
+            reports: watch::Sender::default(),
         }
     }
 
@@ -143,8 +170,23 @@ impl Monitor {
         self.snapshots.subscribe()
     }
 
+    /// The same for all who are not the kubelet.
+    pub fn reports(&self) -> watch::Receiver<Arc<HealthReport>> {
+        self.reports.subscribe()
+    }
+
     /// Watches for ever.
     pub async fn run(mut self) {
+        let kernel_log = kernel_log::listen(
+            self.config.paths.kmsg.clone(),
+            self.xids.seen(),
+            self.xid_sender.clone(),
+            self.readiness.clone(),
+        );
+        tokio::join!(kernel_log, self.watch());
+    }
+
+    async fn watch(&mut self) {
         let mut retry = retries();
         let mut opening = Calls::new(calls::DEADLINE);
         // Calls outlive a session: one that hangs is not made again in the next.
@@ -154,8 +196,7 @@ impl Monitor {
         for number in 0.. {
             let library = self.open(&mut opening, &mut retry).await;
             let start = Instant::now();
-            let session =
-                session::Session::new(&mut self, library, &mut calls, &mut supplies, number);
+            let session = session::Session::new(self, library, &mut calls, &mut supplies, number);
             let (error, scanned) = session.run().await;
             self.metrics.session.set(0);
             warn!(%error, "session with the driver ended");
@@ -170,7 +211,43 @@ impl Monitor {
             if failures > 1 || !scanned {
                 self.no_driver(&OpenError::Failed(error));
             }
-            sleep(retry.next().unwrap_or(LONGEST_RETRY)).await;
+            self.pause(retry.next().unwrap_or(LONGEST_RETRY)).await;
+        }
+    }
+
+    /// What there is to do with a session or without. Cancel safe.
+    async fn next(&mut self) -> Woken {
+        tokio::select! {
+            heard = self.xids.next() => Woken::Heard(heard),
+            written = self.spec_file.next() => Woken::SpecFile(written),
+            Ok(()) = self.options.changed() => Woken::Options,
+            never = self.kept.run() => match never {},
+        }
+    }
+
+    /// Does it. Which GPUs are to be asked how they are.
+    fn take(&mut self, woken: Woken) -> Ask {
+        match woken {
+            Woken::Heard(heard) => return self.heard(heard),
+            Woken::SpecFile(written) => self.spec_file.came_back(written),
+            Woken::Options => {
+                let options = self.options.borrow_and_update().clone();
+                self.inventory.set_options(since_boot(), options);
+            }
+        }
+        self.publish();
+        Ask::default()
+    }
+
+    /// Waits, and does meanwhile what there is to do.
+    async fn pause(&mut self, time: Duration) {
+        let end = sleep(time);
+        tokio::pin!(end);
+        loop {
+            tokio::select! {
+                () = &mut end => return,
+                woken = self.next() => { self.take(woken); }
+            }
         }
     }
 
@@ -183,7 +260,14 @@ impl Monitor {
         loop {
             let open = self.open.clone();
             opening.start((), move || open());
-            match opening.next().await {
+            let outcome = tokio::select! {
+                outcome = opening.next() => outcome,
+                woken = self.next() => {
+                    self.take(woken);
+                    continue;
+                }
+            };
+            match outcome {
                 Outcome::Returned((), Ok(library)) => return library,
                 Outcome::Returned((), Err(error)) => self.no_driver(&error),
                 Outcome::Overdue(()) => {
@@ -199,9 +283,10 @@ impl Monitor {
                     self.no_driver(&OpenError::Failed(error));
                 }
             }
+            let rescan = self.rescan.clone();
             tokio::select! {
-                () = sleep(retry.next().unwrap_or(LONGEST_RETRY)) => {}
-                () = self.rescan.notified() => {}
+                () = self.pause(retry.next().unwrap_or(LONGEST_RETRY)) => {}
+                () = rescan.notified() => {}
             }
         }
     }
@@ -312,18 +397,29 @@ impl Monitor {
             .inc();
     }
 
-    /// Time since the start, the clock of the health reducer.
-    fn now(&self) -> Duration {
-        self.started.elapsed()
-    }
-
     /// Publishes what is known now, if that is news.
     fn publish(&mut self) {
+        self.keep_health();
         if !self.complete {
             return;
         }
-        let mut snapshot = self.inventory.devices(&self.node);
+        let snapshot = self.inventory.devices(&self.node);
         self.tell_nodes(&snapshot);
+        let resource = &self.config.resource_name;
+        let report = self.inventory.report(&self.node, &snapshot, resource);
+        self.publish_devices(snapshot);
+        // After the kubelet.
+        self.reports.send_if_modified(|last| {
+            if **last == report {
+                return false;
+            }
+            self.metrics.tell_health(&report);
+            *last = Arc::new(report);
+            true
+        });
+    }
+
+    fn publish_devices(&mut self, mut snapshot: DeviceSnapshot) {
         if !self.spec_file.keep(&mut snapshot) {
             return;
         }

@@ -19,8 +19,9 @@ use crate::device::{Device, DeviceSnapshot, UnhealthyReason};
 use crate::driver::nodes::Keeper;
 use crate::driver::supply::Supplier;
 use crate::gpu::calls;
-use crate::gpu::{GpuLibrary, Reading};
-use crate::health::reducer::Signal;
+use crate::gpu::{GpuLibrary, GpuUuid, Reading};
+use crate::health::kept::{self, since_boot};
+use crate::health::reducer::{Kept, Signal};
 use crate::inventory::{Inventory, Node};
 use crate::monitor::nvml_opener;
 
@@ -108,8 +109,8 @@ fn read(config: &Config) -> anyhow::Result<Report> {
             _ => None,
         })
         .collect();
-    let mut inventory = Inventory::default();
-    inventory.scanned(Duration::ZERO, &readings, &[], calls::DEADLINE);
+    let mut inventory = Inventory::new(config.health.clone(), kept(config));
+    inventory.scanned(since_boot(), &readings, &[], calls::DEADLINE);
     probe(library.as_ref(), &mut inventory);
     let supply = Supplier::new(config).preview(&driver_version);
     if let Err(error) = &supply {
@@ -138,10 +139,22 @@ fn read(config: &Config) -> anyhow::Result<Report> {
     })
 }
 
+/// What a plugin that runs, or ran, on this node knows of its GPUs' health.
+fn kept(config: &Config) -> BTreeMap<GpuUuid, Kept> {
+    let boot_id = kept::boot_id(&config.paths.procfs);
+    let path = config.paths.state_dir.here.join(kept::FILE);
+    let text = std::fs::read(path);
+    let file = boot_id.and_then(|boot_id| Ok((boot_id, text?)));
+    let file = file.map(|(boot_id, text)| kept::File::parse(&text, &boot_id));
+    file.ok().and_then(Result::ok).unwrap_or_default().gpus
+}
+
 fn probe(library: &dyn GpuLibrary, inventory: &mut Inventory) {
     let uuids: Vec<_> = inventory.uuids().cloned().collect();
     for uuid in uuids {
-        inventory.signal(Duration::ZERO, &uuid, &Signal::Probed(library.probe(&uuid)));
+        let asked = since_boot();
+        let answer = library.probe(&uuid);
+        inventory.signal(since_boot(), &uuid, &Signal::Probed { asked, answer });
     }
 }
 

@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use super::DriverMount;
 use crate::config::DeviceIdStrategy;
-use crate::device::{Device, DeviceNode, DeviceSnapshot, Health, UnhealthyReason, text};
+use crate::device::{Device, DeviceNode, DeviceSnapshot, Health, text};
 
 /// Vendor and class of our devices. CDI allows a vendor of one DNS label. It is
 /// nobody else's: of two specs in one folder that define the same device, a
@@ -167,7 +167,7 @@ fn named(name: &str, device: &Device) -> NamedEdits {
 fn by_index<'a>(devices: &[&'a Device]) -> BTreeMap<u32, &'a Device> {
     let rank = |device: &Device| match &device.health {
         Health::Healthy => 0,
-        Health::Unhealthy(UnhealthyReason::Vanished) => 2,
+        Health::Unhealthy(reason) if reason.is_vanished() => 2,
         Health::Unhealthy(_) => 1,
     };
     let mut found = BTreeMap::new();
@@ -218,8 +218,14 @@ impl From<&DriverMount> for SpecMount {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
+
+    use crate::device::UnhealthyReason;
     use crate::device::{Common, DeviceId};
     use crate::gpu::{Gpu, GpuUuid};
+    use crate::health::cause::Cause;
+    use crate::health::class::Class;
+    use crate::health::report::Sickness;
 
     fn node(path: &str, host: &str) -> DeviceNode {
         DeviceNode {
@@ -250,8 +256,13 @@ mod tests {
         }
     }
 
-    fn unhealthy(reason: UnhealthyReason) -> Health {
-        Health::Unhealthy(reason)
+    fn sick(cause: Cause) -> Health {
+        Health::Unhealthy(UnhealthyReason::Sick(Sickness {
+            cause,
+            class: Class::Reset,
+            since: Duration::ZERO,
+            recovering_until: None,
+        }))
     }
 
     fn snapshot(devices: Vec<Device>) -> DeviceSnapshot {
@@ -283,7 +294,7 @@ mod tests {
 
     #[test]
     fn each_device_by_uuid_and_index_and_all_healthy_ones() {
-        let xid = unhealthy(UnhealthyReason::Xid(79));
+        let xid = sick(Cause::Xid(79));
         let spec = Spec::of(&snapshot(vec![
             device("GPU-a", 1, Health::Healthy),
             device("GPU-b", 0, Health::Healthy),
@@ -300,10 +311,10 @@ mod tests {
 
     #[test]
     fn an_index_is_the_devices_that_is_there_now() {
-        let vanished = unhealthy(UnhealthyReason::Vanished);
+        let vanished = sick(Cause::Vanished);
         let spec = Spec::of(&snapshot(vec![
             device("GPU-a", 0, vanished),
-            device("GPU-b", 0, unhealthy(UnhealthyReason::Xid(48))),
+            device("GPU-b", 0, sick(Cause::Xid(48))),
             device("GPU-c", 0, Health::Healthy),
         ]));
         let spec = spec.unwrap();
@@ -315,7 +326,7 @@ mod tests {
 
     #[test]
     fn no_all_of_none_and_no_spec_of_nothing() {
-        let xid = || unhealthy(UnhealthyReason::Xid(79));
+        let xid = || sick(Cause::Xid(79));
         let one = snapshot(vec![device("GPU-a", 0, xid())]);
         assert_eq!(names(&Spec::of(&one).unwrap()), ["GPU-a", "0"]);
         assert_eq!(Spec::of(&snapshot(Vec::new())), None);
@@ -334,7 +345,7 @@ mod tests {
             let devices = vec![device("GPU-a", 0, first), device("GPU-b", 1, second)];
             Spec::of(&snapshot(devices)).unwrap()
         };
-        let xid = || unhealthy(UnhealthyReason::Xid(79));
+        let xid = || sick(Cause::Xid(79));
         let both = of([Health::Healthy, Health::Healthy]);
         let one = of([Health::Healthy, xid()]);
         assert_ne!(both, one);

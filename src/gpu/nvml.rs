@@ -186,12 +186,14 @@ fn recovery_action(device: &Device<'_>) -> Result<Option<u32>, LibraryError> {
 /// which is how the kernel says that firmware told it nothing
 /// (Documentation/ABI/testing/sysfs-bus-pci).
 fn numa_node(sysfs: &Path, nvml_bus_id: &str) -> Option<u32> {
-    let address = sysfs_address(nvml_bus_id)?;
-    let file = sysfs
-        .join("bus/pci/devices")
-        .join(address)
-        .join("numa_node");
+    let file = sysfs_device(sysfs, nvml_bus_id)?.join("numa_node");
     std::fs::read_to_string(file).ok()?.trim().parse().ok()
+}
+
+/// The folder of a PCI device.
+pub(super) fn sysfs_device(sysfs: &Path, nvml_bus_id: &str) -> Option<PathBuf> {
+    let address = sysfs_address(nvml_bus_id)?;
+    Some(sysfs.join("bus/pci/devices").join(address))
 }
 
 /// sysfs' form of a PCI address: NVML writes the domain with eight digits and

@@ -81,8 +81,6 @@ impl Cause {
     pub fn class(&self, policy: &XidPolicy) -> Class {
         match self {
             Self::Xid(xid) => policy.class(*xid),
-            Self::RecoveryAction(0) => Class::Application,
-            Self::RecoveryAction(2 | 7) => Class::Reboot,
             _ => self.signal().class,
         }
     }

@@ -1,4 +1,6 @@
-//! How bad a signal is.
+//! How bad a signal about a GPU is.
+
+use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
@@ -7,23 +9,22 @@ use serde::{Deserialize, Serialize};
 #[serde(rename_all = "lowercase")]
 pub enum Class {
     /// A fault of the program that ran, or nothing that needs an action: the
-    /// device stays healthy.
+    /// device stays Healthy, and the signal is counted.
     Application,
-    /// Sick until the driver says that nothing is needed.
+    /// Unhealthy until the driver says that nothing is needed.
     Reset,
-    /// Sick until the node has booted.
+    /// Unhealthy until the node has booted again: its boot ID is another one.
     Reboot,
-    /// Sick until the GPU is another one, or the node has booted.
+    /// Unhealthy until another GPU is in its place, or the node has booted again.
     Replace,
 }
 
 impl Class {
-    /// Every class.
+    /// Every class, the lightest first.
     pub const ALL: [Self; 4] = [Self::Application, Self::Reset, Self::Reboot, Self::Replace];
 
-    /// The word for it.
-    #[must_use]
-    pub fn name(self) -> &'static str {
+    /// As the configuration file, labels and log lines have it.
+    pub const fn name(self) -> &'static str {
         match self {
             Self::Application => "application",
             Self::Reset => "reset",
@@ -32,9 +33,53 @@ impl Class {
         }
     }
 
-    /// Whether it makes a device sick.
-    #[must_use]
-    pub fn acts(self) -> bool {
-        self != Self::Application
+    /// The class of this [`name`](Self::name), in lower case as it is written.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|class| class.name() == name)
+    }
+
+    /// Whether nothing ends it within one boot.
+    pub const fn is_lasting(self) -> bool {
+        matches!(self, Self::Reboot | Self::Replace)
+    }
+
+    /// Whether a device with such a signal is Unhealthy.
+    pub const fn acts(self) -> bool {
+        !matches!(self, Self::Application)
+    }
+}
+
+impl fmt::Display for Class {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_graver_class_is_a_greater_one() {
+        assert!(Class::ALL.is_sorted());
+        assert_eq!(Class::Reset.max(Class::Reboot), Class::Reboot);
+    }
+
+    #[test]
+    fn only_an_applications_fault_leaves_the_device_healthy() {
+        let acting = Class::ALL.into_iter().filter(|class| class.acts());
+        assert!(acting.eq([Class::Reset, Class::Reboot, Class::Replace]));
+    }
+
+    #[test]
+    fn a_class_is_found_by_its_name_and_by_nothing_else() {
+        for class in Class::ALL {
+            assert_eq!(Class::from_name(class.name()), Some(class));
+            let json = format!("\"{class}\"");
+            assert_eq!(serde_json::to_string(&class).unwrap(), json);
+            assert_eq!(serde_json::from_str::<Class>(&json).unwrap(), class);
+        }
+        assert_eq!(Class::from_name("Reset"), None);
+        assert_eq!(Class::from_name(""), None);
     }
 }

@@ -1,10 +1,12 @@
 //! The health of this node's GPUs as those are told of it who are not the
 //! kubelet: the API server, the eviction, the metrics.
 
+use std::fmt;
 use std::time::Duration;
 
 use super::cause::Cause;
 use super::class::Class;
+use super::signals::Kind;
 use crate::device::DeviceId;
 use crate::gpu::GpuUuid;
 
@@ -41,8 +43,8 @@ pub struct GpuStatus {
     pub devices: Vec<DeviceStatus>,
     /// Why the GPU is sick as a whole.
     pub sickness: Option<Sickness>,
-    /// What is reported and not acted on, such as "power slowdown".
-    pub notes: Vec<String>,
+    /// What is reported and not acted on, such as a slowdown for heat.
+    pub notes: Vec<Kind>,
 }
 
 /// One device that is advertised.
@@ -69,6 +71,17 @@ pub struct Sickness {
     pub since: Duration,
     /// Its cause is gone and it is watched until then, in time since boot.
     pub recovering_until: Option<Duration>,
+}
+
+/// For people: what is the matter, and what is waited for.
+impl fmt::Display for Sickness {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.cause)?;
+        if self.recovering_until.is_some() {
+            f.write_str("; its cause is gone, and it is watched for a while")?;
+        }
+        Ok(())
+    }
 }
 
 impl HealthReport {

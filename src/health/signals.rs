@@ -43,6 +43,8 @@ pub enum Kind {
     ThermalSlowdown,
     /// Clocks are held down for power.
     PowerSlowdown,
+    /// The fabric has less bandwidth than it should.
+    FabricDegraded,
 }
 
 /// A row of the table.
@@ -63,7 +65,7 @@ pub struct Signal {
 }
 
 /// The table.
-pub const SIGNALS: [Signal; 18] = [
+pub const SIGNALS: [Signal; 19] = [
     Signal {
         kind: Kind::OffBus,
         reason: "GpuOffBus",
@@ -190,6 +192,13 @@ pub const SIGNALS: [Signal; 18] = [
         class: Class::Application,
         remedy: "see to the power supply of the node",
     },
+    Signal {
+        kind: Kind::FabricDegraded,
+        reason: "FabricDegraded",
+        source: "NVML: nvmlDeviceGetGpuFabricInfoV, its health mask",
+        class: Class::Application,
+        remedy: "see nvidia-smi nvlink --status and the fabric manager's log",
+    },
 ];
 
 impl Kind {
@@ -210,6 +219,6 @@ mod tests {
             assert_eq!(signal.kind as usize, place, "{signal:?}");
             assert_eq!(signal.kind.signal().reason, signal.reason);
         }
-        assert_eq!(Kind::PowerSlowdown as usize, SIGNALS.len() - 1);
+        assert_eq!(Kind::FabricDegraded as usize, SIGNALS.len() - 1);
     }
 }

@@ -10,13 +10,12 @@ use tracing::{debug, info, warn};
 
 use self::supply::Supplies;
 use super::subscription::{Notice, Subscription};
-use super::{GPUS, Monitor};
+use super::{Ask, GPUS, Monitor};
 use crate::driver::nodes;
 use crate::gpu::calls::{Calls, DEADLINE, Outcome};
-use crate::gpu::{ErrorKind, GpuLibrary, GpuUuid, LibraryError, Reading, Vitals, XidEvent};
+use crate::gpu::{ErrorKind, GpuLibrary, GpuUuid, LibraryError, Reading, Vitals};
+use crate::health::kept::since_boot;
 use crate::health::reducer::Signal;
-use crate::health::xid::{XidClass, classify};
-use crate::metrics::XidLabels;
 
 /// Without a reason to look sooner, all GPUs are enumerated again after this.
 const RESCAN: Duration = Duration::from_secs(30);
@@ -40,7 +39,8 @@ pub(super) enum Answer {
     Nodes(nodes::Report),
     Count(Result<u32, LibraryError>),
     Read(Reading),
-    Probe(Result<Vitals, LibraryError>),
+    /// When it was asked, in time since boot.
+    Probe(Duration, Result<Vitals, LibraryError>),
 }
 
 /// An enumeration under way: the indexes below `count`.
@@ -121,9 +121,9 @@ impl<'a> Session<'a> {
                 outcome = self.calls.next() => self.came_back(outcome),
                 outcome = self.supplies.next() => { self.supplied(outcome); None }
                 notice = self.events.next() => { self.noticed(notice); None }
-                written = self.monitor.spec_file.next() => {
-                    self.monitor.spec_file.came_back(written);
-                    self.monitor.publish();
+                woken = self.monitor.next() => {
+                    let ask = self.monitor.take(woken);
+                    self.probe_as_told(ask);
                     None
                 }
                 _ = poll.tick() => self.poll(),
@@ -153,6 +153,7 @@ impl<'a> Session<'a> {
             self.ask_supply();
         }
         self.ask_count();
+        self.monitor.look_at_bus();
         // Device nodes come and go without a word from the library. One that is
         // made at once is not worth telling of, so the answer publishes.
         let nodes = self.nodes_due() && self.ask_nodes();
@@ -221,7 +222,7 @@ impl<'a> Session<'a> {
     fn probe(&mut self, uuid: GpuUuid) {
         let gpu = uuid.clone();
         self.ask(Key::Probe(uuid), move |library| {
-            Answer::Probe(library.probe(&gpu))
+            Answer::Probe(since_boot(), library.probe(&gpu))
         });
     }
 
@@ -264,7 +265,7 @@ impl<'a> Session<'a> {
                     scan.readings.push(reading);
                 }
             }
-            Answer::Probe(result) => return self.probed(key, result),
+            Answer::Probe(asked, answer) => return self.probed(key, asked, answer),
         }
         self.end_scan();
         None
@@ -328,7 +329,7 @@ impl<'a> Session<'a> {
                 debug!(index, %error, "GPU could not be identified");
             }
         }
-        let now = self.monitor.now();
+        let now = since_boot();
         self.monitor
             .inventory
             .scanned(now, &scan.readings, &silent, DEADLINE);
@@ -349,8 +350,9 @@ impl<'a> Session<'a> {
         if !nodes {
             self.publish();
         }
-        let found = self.monitor.inventory.found();
-        self.events.subscribe(&self.library, found);
+        let ask = self.monitor.place_xids();
+        self.probe_as_told(ask);
+        self.subscribe();
     }
 
     /// Publishes what is known now, once all is: a list made before would call
@@ -391,15 +393,20 @@ impl<'a> Session<'a> {
         count == 0
     }
 
-    fn probed(&mut self, key: &Key, result: Result<Vitals, LibraryError>) -> Option<LibraryError> {
+    fn probed(
+        &mut self,
+        key: &Key,
+        asked: Duration,
+        answer: Result<Vitals, LibraryError>,
+    ) -> Option<LibraryError> {
         let Key::Probe(uuid) = key else { return None };
-        if let Err(error) = &result {
+        if let Err(error) = &answer {
             self.monitor.count_error(error.call);
             if error.kind == ErrorKind::Session {
                 return Some(error.clone());
             }
         }
-        self.signal(uuid, &Signal::Probed(result));
+        self.signal(uuid, &Signal::Probed { asked, answer });
         None
     }
 
@@ -439,7 +446,7 @@ impl<'a> Session<'a> {
     /// Takes in a signal about one GPU, and publishes what it changes: most
     /// change nothing, and making a snapshot is work.
     fn signal(&mut self, uuid: &GpuUuid, signal: &Signal) {
-        let now = self.monitor.now();
+        let now = since_boot();
         if self.monitor.inventory.signal(now, uuid, signal) {
             self.monitor.publish();
         }
@@ -447,7 +454,6 @@ impl<'a> Session<'a> {
 
     fn noticed(&mut self, notice: Notice) {
         match notice {
-            Notice::Xid(event) => self.xid(&event),
             // The wait tells nothing of who is sick: ask each.
             Notice::Failed(error) => {
                 self.monitor.count_error(error.call);
@@ -455,28 +461,21 @@ impl<'a> Session<'a> {
                 self.probe_all();
             }
             Notice::Retry => {
-                let found = self.monitor.inventory.found();
-                self.events.subscribe(&self.library, found);
+                self.subscribe();
             }
         }
     }
 
-    fn xid(&mut self, event: &XidEvent) {
-        let uuid = event.uuid.as_ref().map_or("unknown", |uuid| uuid.as_str());
-        let labels = XidLabels {
-            uuid: uuid.into(),
-            xid: event.xid,
-        };
-        self.monitor.metrics.xids.get_or_create(&labels).inc();
-        let class = classify(event.xid);
-        let instance = event.gpu_instance_id;
-        warn!(uuid, xid = event.xid, ?class, instance, "XID event");
-        let Some(uuid) = &event.uuid else {
-            return self.probe_all();
-        };
-        self.signal(uuid, &Signal::Xid(event.xid));
-        if class != XidClass::Application {
-            self.probe(uuid.clone());
+    fn subscribe(&mut self) {
+        let found = self.monitor.inventory.found();
+        let xids = &self.monitor.xid_sender;
+        self.events.subscribe(&self.library, found, xids);
+    }
+
+    fn probe_as_told(&mut self, ask: Ask) {
+        match ask {
+            Ask::All => self.probe_all(),
+            Ask::These(gpus) => gpus.into_iter().for_each(|uuid| self.probe(uuid)),
         }
     }
 }

@@ -240,7 +240,7 @@ mod tests {
 
         // Of all there is none now; that is written without a wait.
         let mut sick = first.clone();
-        sick.devices[0].health = Health::Unhealthy(UnhealthyReason::Xid(79));
+        sick.devices[0].health = Health::Unhealthy(UnhealthyReason::NoDriver("gone".into()));
         assert!(spec_file.keep(&mut sick) && !is_idle(&spec_file));
         come_back(&mut spec_file).await;
 

@@ -10,10 +10,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until};
 
-use crate::gpu::{ErrorKind, GpuLibrary, GpuUuid, LibraryError, XidEvent};
+use super::xids::{Kind, Place, Sender, Tally};
+use crate::gpu::{ErrorKind, GpuLibrary, GpuUuid, LibraryError};
+use crate::health::kept::since_boot;
 
 /// How long one wait lasts: the time after which a thread that is not needed
 /// any more ends.
@@ -24,8 +26,6 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// What the subscription has to say.
 #[derive(Debug)]
 pub(super) enum Notice {
-    /// An event came.
-    Xid(XidEvent),
     /// The wait, or the subscribing, failed. There will be a pause.
     Failed(LibraryError),
     /// The pause is over: subscribe again.
@@ -44,7 +44,8 @@ pub(super) struct Subscription {
 }
 
 struct Listener {
-    events: UnboundedReceiver<Result<XidEvent, LibraryError>>,
+    /// Why the thread has ended.
+    ended: oneshot::Receiver<LibraryError>,
     stop: Arc<AtomicBool>,
     since: Instant,
 }
@@ -59,7 +60,13 @@ impl Subscription {
     /// Subscribes to the events of `gpus`, unless that is so already or a
     /// failure's pause is not over. One that was missing from an earlier call is
     /// subscribed to anew: nobody says that its registration outlived its absence.
-    pub(super) fn subscribe(&mut self, library: &Arc<dyn GpuLibrary>, gpus: Vec<GpuUuid>) {
+    /// What is heard goes to `xids`.
+    pub(super) fn subscribe(
+        &mut self,
+        library: &Arc<dyn GpuLibrary>,
+        gpus: Vec<GpuUuid>,
+        xids: &Sender,
+    ) {
         self.gpus.retain(|gpu| gpus.contains(gpu));
         let pausing = self.retry_at.is_some_and(|at| Instant::now() < at);
         let subscribed = self.thread.is_some() || self.without_events;
@@ -68,17 +75,21 @@ impl Subscription {
         }
         self.retry_at = None;
         self.without_events = false;
-        let (sender, events) = unbounded_channel();
+        let (tell_end, ended) = oneshot::channel();
         let stop = Arc::new(AtomicBool::new(false));
         let listener = Listener {
-            events,
+            ended,
             stop: stop.clone(),
             since: Instant::now(),
         };
-        let (library, wanted) = (library.clone(), gpus.clone());
+        let (library, wanted, xids) = (library.clone(), gpus.clone(), xids.clone());
         let started = thread::Builder::new()
             .name("xid-events".into())
-            .spawn(move || listen(library, &wanted, &stop, &sender));
+            .spawn(move || {
+                if let Some(error) = listen(library, &wanted, &stop, &xids) {
+                    drop(tell_end.send(error));
+                }
+            });
         self.gpus = gpus;
         match started {
             Ok(_) => self.thread = Some(listener),
@@ -97,25 +108,20 @@ impl Subscription {
         let Some(listener) = &mut self.thread else {
             return pending().await;
         };
-        match listener.events.recv().await {
-            Some(Ok(event)) => Notice::Xid(event),
-            Some(Err(LibraryError {
-                kind: ErrorKind::NotSupported,
-                ..
-            })) => {
-                self.thread = None;
-                self.without_events = true;
-                pending().await
-            }
-            ended => {
-                if listener.since.elapsed() > LONGEST_PAUSE {
-                    self.pause = None;
-                }
-                self.thread = None;
-                self.retry_at = Some(Instant::now() + self.next_pause());
-                Notice::Failed(ended.and_then(Result::err).unwrap_or_else(thread_ended))
-            }
+        let error = (&mut listener.ended)
+            .await
+            .unwrap_or_else(|_| thread_ended());
+        if error.kind == ErrorKind::NotSupported {
+            self.thread = None;
+            self.without_events = true;
+            return pending().await;
         }
+        if listener.since.elapsed() > LONGEST_PAUSE {
+            self.pause = None;
+        }
+        self.thread = None;
+        self.retry_at = Some(Instant::now() + self.next_pause());
+        Notice::Failed(error)
     }
 
     fn next_pause(&mut self) -> Duration {
@@ -126,25 +132,33 @@ impl Subscription {
     }
 }
 
+/// Tells of events until nobody wants them or the wait fails, and then why.
 fn listen(
     library: Arc<dyn GpuLibrary>,
     gpus: &[GpuUuid],
     stop: &AtomicBool,
-    events: &UnboundedSender<Result<XidEvent, LibraryError>>,
-) {
+    xids: &Sender,
+) -> Option<LibraryError> {
     let mut source = match library.events(gpus) {
         Ok(source) => source,
-        Err(error) => return drop(events.send(Err(error))),
+        Err(error) => return Some(error),
     };
     while !stop.load(Ordering::Relaxed) {
-        let waited = source.wait(WAIT).transpose();
-        let Some(event) = waited else { continue };
-        let failed = event.is_err();
-        // Nobody listens any more, or there is nothing more to hear.
-        if events.send(event).is_err() || failed {
-            return;
+        match source.wait(WAIT) {
+            Ok(None) => {}
+            Ok(Some(event)) => {
+                let kind = Kind {
+                    gpu: Place::Event(event.uuid),
+                    xid: event.xid,
+                    instance: event.gpu_instance_id,
+                    action: None,
+                };
+                xids.send(kind, Tally::once(since_boot(), None));
+            }
+            Err(error) => return Some(error),
         }
     }
+    None
 }
 
 fn thread_ended() -> LibraryError {

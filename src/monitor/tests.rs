@@ -101,6 +101,7 @@ async fn the_first_list_waits_for_the_driver_too() {
         Arc::default(),
         readiness.clone(),
         Arc::default(),
+        watch::channel(HealthOptions::default()).1,
     );
     let mut snapshots = monitor.snapshots();
     let running = tokio::spawn(monitor.run());

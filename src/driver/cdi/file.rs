@@ -1,24 +1,18 @@
 //! The file of our CDI spec: whole or not there, and never half of it.
 //!
-//! A runtime reads every `.json` and `.yaml` in the folder whenever that changes.
-//! So the text is written beside, under a name that it passes over, and renamed.
+//! A runtime reads every `.json` and `.yaml` in the folder whenever that changes,
+//! and passes over the name under which [`files`] writes it first.
 
-use std::fs::{self, File, OpenOptions, Permissions};
-use std::io::{self, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
-use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::fs;
+use std::io;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::Path;
 
 use super::FILE;
+use crate::files;
 
 /// All may read it, and runtimes run as root.
 const MODE: u32 = 0o644;
-
-/// What a file that is being written ends with.
-const UNFINISHED: &str = ".tmp";
-
-/// An unfinished file that is older was left behind by a process that died.
-const LEFT_BEHIND: Duration = Duration::from_secs(60);
 
 /// Tells the file that was written from one that took its place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,7 +54,7 @@ pub struct Written {
 pub fn write(path: &Path, text: &str) -> io::Result<Written> {
     let same = has(path, text);
     if !same {
-        replace(path, text)?;
+        files::replace(path, text.as_bytes(), MODE)?;
     }
     let identity = Identity::at(path).ok_or(io::ErrorKind::NotFound)?;
     Ok(Written {
@@ -76,7 +70,7 @@ pub fn write(path: &Path, text: &str) -> io::Result<Written> {
 ///
 /// What the system says, but of a file that is not there.
 pub fn remove(folder: &Path) -> io::Result<bool> {
-    for unfinished in unfinished(folder) {
+    for unfinished in files::unfinished(&folder.join(FILE)) {
         fs::remove_file(unfinished)?;
     }
     match fs::remove_file(folder.join(FILE)) {
@@ -92,55 +86,10 @@ fn has(path: &Path, text: &str) -> bool {
     usual && fs::read(path).is_ok_and(|bytes| bytes == text.as_bytes())
 }
 
-fn replace(path: &Path, text: &str) -> io::Result<()> {
-    let folder = path.parent().unwrap_or(path);
-    fs::create_dir_all(folder)?;
-    for unfinished in unfinished(folder).filter(|file| is_left_behind(file)) {
-        // Another process may be as tidy.
-        drop(fs::remove_file(unfinished));
-    }
-    let beside = beside(folder);
-    let result = fill(&beside, text).and_then(|()| fs::rename(&beside, path));
-    if result.is_err() {
-        drop(fs::remove_file(&beside));
-    }
-    result
-}
-
-fn fill(path: &Path, text: &str) -> io::Result<()> {
-    let mut options = OpenOptions::new();
-    let mut file = options.write(true).create_new(true).mode(MODE).open(path)?;
-    file.write_all(text.as_bytes())?;
-    // Whatever the umask is.
-    file.set_permissions(Permissions::from_mode(MODE))?;
-    File::sync_all(&file)
-}
-
-/// A name of one's own: two plugins may write at once while one takes the
-/// other's place.
-fn beside(folder: &Path) -> PathBuf {
-    let number = fastrand::u32(..);
-    folder.join(format!(".{FILE}.{number:08x}{UNFINISHED}"))
-}
-
-fn unfinished(folder: &Path) -> impl Iterator<Item = PathBuf> {
-    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
-    let ours = entries.filter(|entry| {
-        let name = entry.file_name();
-        let name = name.to_string_lossy();
-        name.starts_with(&format!(".{FILE}.")) && name.ends_with(UNFINISHED)
-    });
-    ours.map(|entry| entry.path())
-}
-
-fn is_left_behind(file: &Path) -> bool {
-    let modified = file.metadata().and_then(|metadata| metadata.modified());
-    let age = modified.map(|at| SystemTime::now().duration_since(at).unwrap_or_default());
-    age.is_ok_and(|age| age >= LEFT_BEHIND)
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs::Permissions;
+
     use super::*;
 
     fn names(folder: &Path) -> Vec<String> {
@@ -177,17 +126,11 @@ mod tests {
     }
 
     #[test]
-    fn what_a_dead_process_left_is_cleared_away_and_what_a_live_one_writes_is_not() {
+    fn what_is_removed_is_gone_with_what_was_left_of_writing_it() {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join(FILE);
-        let (dead, live) = (beside(root.path()), beside(root.path()));
-        for file in [&dead, &live] {
-            fs::write(file, "half").unwrap();
-        }
-        let long_ago = SystemTime::now() - LEFT_BEHIND;
-        File::open(&dead).unwrap().set_modified(long_ago).unwrap();
         write(&path, "one").unwrap();
-        assert!(!dead.exists() && live.exists());
+        fs::write(files::beside(&path), "half").unwrap();
         assert!(remove(root.path()).unwrap());
         assert!(names(root.path()).is_empty());
         assert!(!remove(root.path()).unwrap(), "there was none");
@@ -196,7 +139,7 @@ mod tests {
 
     #[test]
     fn a_runtime_passes_over_what_is_being_written() {
-        let name = beside(Path::new("/"));
+        let name = files::beside(&Path::new("/").join(FILE));
         let ending = name.extension().unwrap();
         assert!(ending != "json" && ending != "yaml", "{}", name.display());
     }

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use gpu_device_plugin::app::App;
-use gpu_device_plugin::cli::{self, Command, Invocation};
+use gpu_device_plugin::cli::{self, Command, Given, Invocation};
 use gpu_device_plugin::config::Config;
 use gpu_device_plugin::monitor::nvml_opener;
 use gpu_device_plugin::shutdown::{Terminations, hangups};
@@ -21,7 +21,7 @@ const FAILURE: u8 = 1;
 const LONGEST_END: Duration = Duration::from_millis(1500);
 
 fn main() -> ExitCode {
-    let invocation = match cli::parse(std::env::args_os()) {
+    let invocation = match cli::parse(&Given::of_process()) {
         Ok(invocation) => invocation,
         Err(cli::Stop::Help(text)) => {
             print!("{text}");
@@ -37,6 +37,7 @@ fn main() -> ExitCode {
         config,
         log_format,
         log_level,
+        ..
     } = invocation;
     match command {
         Command::Devices { output } => {

@@ -68,6 +68,19 @@ pub struct Invocation {
     pub effective: Effective,
 }
 
+impl Invocation {
+    /// On one line, the keys of the configuration file that do nothing here, each
+    /// with its reason.
+    #[must_use]
+    pub fn idle_keys(&self) -> Option<String> {
+        let keys = self.idle.iter();
+        let keys: Vec<_> = keys
+            .map(|idle| format!("{} ({})", idle.key, idle.why))
+            .collect();
+        (!keys.is_empty()).then(|| keys.join(", "))
+    }
+}
+
 /// Why there is nothing to do.
 #[derive(Debug)]
 pub enum Stop {

@@ -1,6 +1,7 @@
 //! The effective configuration.
 
 pub mod file;
+pub mod reload;
 
 use std::collections::BTreeSet;
 use std::fmt;

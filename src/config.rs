@@ -1,5 +1,7 @@
 //! The effective configuration.
 
+pub mod file;
+
 use std::collections::BTreeSet;
 use std::fmt;
 use std::net::SocketAddr;

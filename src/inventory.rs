@@ -16,6 +16,7 @@ use crate::gpu::{Gpu, GpuUuid, Reading};
 use crate::health::kmsg::PciAddress;
 use crate::health::reducer::{GpuHealth, Kept, Signal};
 use crate::health::report::{DeviceStatus, GpuStatus, HealthReport, NodeFault};
+use crate::health::signals::Kind;
 
 #[derive(Clone, Debug, Default)]
 struct Entry {
@@ -229,6 +230,12 @@ impl Inventory {
             .iter()
             .map(|(uuid, signal)| self.signal(now, uuid, signal));
         changed.fold(false, |any, changed| any | changed)
+    }
+
+    /// What is reported of a GPU and not acted on.
+    pub fn notes(&self, uuid: &GpuUuid) -> impl Iterator<Item = Kind> {
+        let entry = self.gpus.get(uuid).into_iter();
+        entry.flat_map(|entry| entry.health.notes().iter().copied())
     }
 
     /// The GPU that was last seen at this place on the bus.

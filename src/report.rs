@@ -22,6 +22,7 @@ use crate::gpu::calls;
 use crate::gpu::{GpuLibrary, GpuUuid, Reading};
 use crate::health::kept::{self, since_boot};
 use crate::health::reducer::{Kept, Signal};
+use crate::health::signals::Kind;
 use crate::inventory::{Inventory, Node};
 use crate::monitor::nvml_opener;
 
@@ -72,11 +73,26 @@ struct DeviceReport {
     health: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<String>,
+    /// What ends it, where the GPU is sick: `reset`, `reboot` or `replace`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    class: Option<&'static str>,
+    /// What an operator does about it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    remedy: Option<&'static str>,
+    /// What is reported and keeps nobody from using it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    notes: Vec<NoteReport>,
     #[serde(skip_serializing_if = "Option::is_none")]
     gpu: Option<crate::gpu::Gpu>,
     /// Absent for a device that would be refused.
     #[serde(skip_serializing_if = "Option::is_none")]
     allocate: Option<AllocateReport>,
+}
+
+#[derive(Debug, Serialize)]
+struct NoteReport {
+    reason: &'static str,
+    remedy: &'static str,
 }
 
 #[derive(Debug, Serialize, PartialEq, Eq)]
@@ -134,7 +150,7 @@ fn read(config: &Config) -> anyhow::Result<Report> {
         devices: snapshot
             .devices
             .iter()
-            .map(|device| device_report(&snapshot, device))
+            .map(|device| device_report(&snapshot, device, inventory.notes(&device.uuid)))
             .collect(),
     })
 }
@@ -158,7 +174,11 @@ fn probe(library: &dyn GpuLibrary, inventory: &mut Inventory) {
     }
 }
 
-fn device_report(snapshot: &DeviceSnapshot, device: &Device) -> DeviceReport {
+fn device_report(
+    snapshot: &DeviceSnapshot,
+    device: &Device,
+    notes: impl Iterator<Item = Kind>,
+) -> DeviceReport {
     let request = ContainerAllocateRequest {
         devices_ids: vec![device.id.to_string()],
     };
@@ -168,10 +188,21 @@ fn device_report(snapshot: &DeviceSnapshot, device: &Device) -> DeviceReport {
     let answer = response::allocate(snapshot, &request, false);
     let refused = answer.as_ref().err().map(ToString::to_string);
     let reason = device.health.reason().map(ToString::to_string);
+    let sickness = match device.health.reason() {
+        Some(UnhealthyReason::Sick(sickness)) => Some(sickness),
+        _ => None,
+    };
+    let note = |kind: Kind| NoteReport {
+        reason: kind.signal().reason,
+        remedy: kind.signal().remedy,
+    };
     DeviceReport {
         id: device.id.to_string(),
         health: device.health.as_str(),
         reason: reason.or(refused),
+        class: sickness.map(|sickness| sickness.class.name()),
+        remedy: sickness.map(|sickness| sickness.cause.remedy()),
+        notes: notes.map(note).collect(),
         gpu: device.gpu.clone(),
         allocate: answer
             .ok()
@@ -250,6 +281,12 @@ fn write_table(text: &mut String, report: &Report) -> std::fmt::Result {
     for device in devices {
         if let Some(reason) = &device.reason {
             writeln!(text, "\n{}: {reason}", device.id)?;
+        }
+        if let (Some(class), Some(remedy)) = (device.class, device.remedy) {
+            writeln!(text, "  {class}: {remedy}")?;
+        }
+        for NoteReport { reason, remedy } in &device.notes {
+            writeln!(text, "\n{}: note: {reason}: {remedy}", device.id)?;
         }
     }
     write_answers(text, devices)

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
+use rustix::fs::{CWD, FileType, Mode, mknodat};
 use tempfile::TempDir;
 
 use super::cargo;
@@ -85,6 +86,8 @@ impl SimulatedNode {
         for name in ["nvidiactl", "nvidia-uvm", "nvidia-uvm-tools"] {
             write(&self.dev().join(name), "");
         }
+        let mode = Mode::RUSR | Mode::WUSR;
+        mknodat(CWD, self.kmsg(), FileType::Fifo, mode, 0).expect("make the kernel log");
         let mig_minors = self.proc().join("driver/nvidia-caps/mig-minors");
         write(&mig_minors, &mig_minors_table());
         let library = simulated_nvml_library();
@@ -397,6 +400,7 @@ impl SimulatedNode {
             ("--procfs-root", self.proc()),
             ("--state-dir", self.state_dir()),
             ("--dev-char-root", self.dev().join("char")),
+            ("--kmsg", self.kmsg()),
         ];
         let texts = [
             ("--http-listen", "127.0.0.1:0"),
@@ -410,6 +414,11 @@ impl SimulatedNode {
             .chain(texts)
             .flat_map(|(flag, value)| [flag.into(), value])
             .collect()
+    }
+
+    /// The kernel log: what is written into it is read once.
+    pub fn kmsg(&self) -> PathBuf {
+        self.dev().join("kmsg")
     }
 
     /// Where the plugin keeps what is not the driver's.

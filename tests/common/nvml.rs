@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
+use rustix::fs::{CWD, FileType, mknodat};
 use tempfile::TempDir;
 
 use super::cargo;
@@ -87,6 +88,8 @@ impl SimulatedNode {
         }
         let mig_minors = self.proc().join("driver/nvidia-caps/mig-minors");
         write(&mig_minors, &mig_minors_table());
+        self.boot("b0071d00-0000-4000-8000-000000000001");
+        mknodat(CWD, self.kmsg(), FileType::Fifo, 0o600.into(), 0).expect("make a FIFO");
         let library = simulated_nvml_library();
         fs::copy(library, self.nvml_library()).expect("copy the simulated NVML");
     }
@@ -397,10 +400,13 @@ impl SimulatedNode {
             ("--procfs-root", self.proc()),
             ("--state-dir", self.state_dir()),
             ("--dev-char-root", self.dev().join("char")),
+            ("--kmsg", self.kmsg()),
         ];
         let texts = [
             ("--http-listen", "127.0.0.1:0"),
             ("--health-poll-interval", "100ms"),
+            ("--health-quiet", "300ms"),
+            ("--health-longest-quiet", "300ms"),
         ];
         let paths = paths
             .into_iter()
@@ -410,6 +416,37 @@ impl SimulatedNode {
             .chain(texts)
             .flat_map(|(flag, value)| [flag.into(), value])
             .collect()
+    }
+
+    /// The kernel log: a FIFO, which waits for its next record as the real one
+    /// does, and keeps no past.
+    pub fn kmsg(&self) -> PathBuf {
+        self.root().join("kmsg")
+    }
+
+    /// The kernel logs a line of its own.
+    pub fn log_in_kernel(&self, seq: u64, line: &str) {
+        // Read too: a FIFO that nobody reads would block.
+        let mut options = File::options();
+        let kmsg = options.read(true).write(true).open(self.kmsg());
+        let mut kmsg = kmsg.expect("open the kernel log");
+        let since_boot = gpu_device_plugin::health::kept::since_boot().as_micros();
+        writeln!(kmsg, "2,{seq},{since_boot},-;{line}").expect("write to the kernel log");
+    }
+
+    /// The kernel logs an XID of the GPU, as the driver words it.
+    pub fn xid_in_kernel_log(&self, position: usize, seq: u64, xid: u64, text: &str) {
+        let bus_id = self.state().gpus[position].pci_bus_id.to_lowercase();
+        // `00000000:3b:00.0` in NVML, `0000:3b:00` in the log.
+        let address = bus_id[4..].split('.').next().expect("a bus ID").to_owned();
+        self.log_in_kernel(seq, &format!("NVRM: Xid (PCI:{address}): {xid}, {text}"));
+    }
+
+    /// The node has booted, and this is the boot's ID.
+    pub fn boot(&self, id: &str) {
+        let folder = self.proc().join("sys/kernel/random");
+        fs::create_dir_all(&folder).expect("create a folder");
+        write(&folder.join("boot_id"), &format!("{id}\n"));
     }
 
     /// Where the plugin keeps what is not the driver's.

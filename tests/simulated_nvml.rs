@@ -13,7 +13,7 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::mpsc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::elf::{Machine, SharedObject};
 use common::nvml::{
@@ -35,6 +35,9 @@ use object::{Architecture, Endianness, Object};
 /// Longer than anything here takes, so that a failure is a failure.
 const LONG: Duration = Duration::from_secs(60);
 const LONG_MS: u32 = 60_000;
+/// Many times what a storm of events takes, and a fraction of what it would if each
+/// event were looked for among all of them.
+const SOON: Duration = Duration::from_secs(10);
 
 fn load(node: &SimulatedNode) -> Result<Nvml, NvmlError> {
     Nvml::builder()
@@ -393,6 +396,39 @@ fn unsupported_event_types_are_refused() {
         refused.map_err(|failed| failed.error),
         Err(NvmlError::GpuLost)
     ));
+}
+
+#[test]
+fn a_storm_is_told_whole_in_order_and_soon() {
+    const STORM: u64 = 10_000;
+    let node = SimulatedNode::new(2);
+    let nvml = load(&node).expect("init");
+    let set = registered(&nvml, &[0, 1]);
+
+    node.storm(1, 1..=STORM);
+    let began = Instant::now();
+    let first = set.wait(LONG_MS).expect("event");
+    assert_eq!(xid(&first), (node.uuid(1), 1));
+    let read = began.elapsed();
+    for number in 2..=STORM {
+        assert_eq!(wait_raw(&set).eventData, number);
+    }
+    let took = began.elapsed();
+    println!("{STORM} events in {took:?}, of which {read:?} to read them");
+    assert!(matches!(set.wait(0), Err(NvmlError::Timeout)));
+    assert!(took < SOON, "{took:?}");
+}
+
+#[test]
+fn a_storm_before_the_registration_is_passed_over_at_once() {
+    let node = SimulatedNode::new(2);
+    let nvml = load(&node).expect("init");
+    let set = registered(&nvml, &[0]);
+
+    node.storm(1, 1..=10_000);
+    node.xid(0, 79);
+
+    assert_eq!(xid(&set.wait(LONG_MS).expect("event")), (node.uuid(0), 79));
 }
 
 // --- Hanging ---

@@ -138,6 +138,17 @@ impl SimulatedNode {
         self.edit(|state| push_xid(state, gpu, xid, Some(instances)));
     }
 
+    /// Any number of XID critical errors of a whole GPU, all in one step.
+    pub fn storm(&self, gpu: impl WhichGpu, xids: impl Iterator<Item = u64>) {
+        self.edit(|state| {
+            let uuid = state.gpus[gpu.position(state)].uuid.clone();
+            let events = (state.last_seq() + 1..).zip(xids);
+            state
+                .events
+                .extend(events.map(|(seq, xid)| xid_event(seq, &uuid, xid, None)));
+        });
+    }
+
     /// Changes one GPU.
     pub fn edit_gpu<T>(&self, gpu: impl WhichGpu, change: impl FnOnce(&mut Gpu) -> T) -> T {
         self.edit(|state| {
@@ -482,14 +493,19 @@ fn mig_minors_table() -> String {
 
 fn push_xid(state: &mut State, gpu: impl WhichGpu, xid: u64, instances: Option<(u32, u32)>) {
     let uuid = state.gpus[gpu.position(state)].uuid.clone();
-    state.events.push(Event {
-        seq: state.last_seq() + 1,
-        uuid,
+    let event = xid_event(state.last_seq() + 1, &uuid, xid, instances);
+    state.events.push(event);
+}
+
+fn xid_event(seq: u64, uuid: &str, xid: u64, instances: Option<(u32, u32)>) -> Event {
+    Event {
+        seq,
+        uuid: uuid.to_owned(),
         kind: state::XID_CRITICAL_ERROR,
         data: xid,
         gpu_instance_id: instances.map(|(gpu_instance, _)| gpu_instance),
         compute_instance_id: instances.map(|(_, compute_instance)| compute_instance),
-    });
+    }
 }
 
 fn write(path: &Path, text: &str) {

@@ -91,8 +91,19 @@ impl State {
             .unwrap_or_default()
     }
 
-    /// The NVLinks of the GPU at a position, in the order of their numbers.
-    /// A link that only the other end states exists at both.
+    /// Puts the events in the order in which they are delivered.
+    pub fn sort_events(&mut self) {
+        self.events.sort_by_key(|event| event.seq);
+    }
+
+    /// The events after the one with this number. They have to be sorted.
+    pub fn events_after(&self, seq: u64) -> &[Event] {
+        let first = self.events.partition_point(|event| event.seq <= seq);
+        &self.events[first..]
+    }
+
+    /// The NVLinks of the GPU at a position, in the order of their numbers: to
+    /// other GPUs, or else to NVSwitches.
     pub fn nvlinks(&self, position: usize) -> Vec<NvLink> {
         let own = self.gpus[position].links.iter();
         let other = self.gpus.iter().enumerate().flat_map(|(from, gpu)| {
@@ -465,10 +476,10 @@ pub struct Event {
     #[serde(default)]
     pub data: u64,
     /// The GPU instance that it is about, if one.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gpu_instance_id: Option<u32>,
     /// The compute instance that it is about, if one.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub compute_instance_id: Option<u32>,
 }
 

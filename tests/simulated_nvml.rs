@@ -613,6 +613,23 @@ fn a_node_has_the_files_of_its_gpus() {
 }
 
 #[test]
+fn a_gpu_that_was_pulled_has_no_pci_device_until_it_is_plugged_in() {
+    let node = SimulatedNode::new(2);
+    let nvml = load(&node).expect("init");
+    let folder = node.sys().join("bus/pci/devices/0000:10:00.0");
+
+    node.pull(0);
+    assert!(!folder.exists());
+    node.xid(1, 31);
+    assert!(!folder.exists(), "also after something else");
+    let gpu = nvml.device_by_index(0).expect("GPU 0");
+    assert!(gpu.memory_info().is_ok(), "NVML knows nothing of it");
+
+    node.plug_in(0);
+    assert!(folder.join("numa_node").is_file());
+}
+
+#[test]
 fn a_new_driver_replaces_the_old_one() {
     let node = SimulatedNode::new(1);
     let nvml = load(&node).expect("init");

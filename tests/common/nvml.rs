@@ -1,6 +1,7 @@
 //! A node with simulated GPUs: the simulated NVML, the driver's files, device
 //! nodes, sysfs and procfs, all in one temporary folder.
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::Write;
@@ -39,6 +40,8 @@ struct Node {
     state: State,
     written: SystemTime,
     replaced: Instant,
+    /// GPUs without a PCI device, by position.
+    pulled: BTreeSet<usize>,
 }
 
 impl SimulatedNode {
@@ -61,6 +64,7 @@ impl SimulatedNode {
                 state,
                 written: SystemTime::UNIX_EPOCH,
                 replaced: Instant::now(),
+                pulled: BTreeSet::new(),
             }),
             root,
         };
@@ -101,8 +105,8 @@ impl SimulatedNode {
         if let Err(error) = node.state.validate() {
             panic!("the library would refuse this state: {error}");
         }
-        for gpu in &node.state.gpus {
-            self.lay_out_gpu(gpu);
+        for (position, gpu) in node.state.gpus.iter().enumerate() {
+            self.lay_out_gpu(gpu, node.pulled.contains(&position));
         }
         let json = serde_json::to_string_pretty(&node.state).expect("write the state as JSON");
         node.replace(&self.root, &self.state_file(), &json);
@@ -167,6 +171,28 @@ impl SimulatedNode {
         self.edit_gpu(gpu, |gpu| gpu.vanished = true);
     }
 
+    /// The kernel has no PCI device any more where the GPU was: its folder in
+    /// sysfs is gone. NVML says what it said before.
+    pub fn pull(&self, gpu: impl WhichGpu) {
+        self.set_pulled(gpu, true);
+    }
+
+    /// The kernel has found the GPU's PCI device again.
+    pub fn plug_in(&self, gpu: impl WhichGpu) {
+        self.set_pulled(gpu, false);
+    }
+
+    fn set_pulled(&self, gpu: impl WhichGpu, pulled: bool) {
+        let mut node = self.lock();
+        let position = gpu.position(&node.state);
+        if pulled {
+            node.pulled.insert(position);
+        } else {
+            node.pulled.remove(&position);
+        }
+        self.lay_out_gpu(&node.state.gpus[position], pulled);
+    }
+
     /// These functions do not return for the GPU, from now on. A name without
     /// its version stands for all versions, `*` for all functions.
     pub fn hang(&self, gpu: impl WhichGpu, functions: &[&str]) {
@@ -180,7 +206,8 @@ impl SimulatedNode {
     }
 
     /// The GPU is as it was before it was lost, vanished, hung or failed; calls
-    /// that hang return. Events stay: they happened.
+    /// that hang return. Events stay: they happened. A PCI device that was pulled
+    /// stays away until [`SimulatedNode::plug_in`].
     pub fn restore(&self, gpu: impl WhichGpu) {
         self.edit_gpu(gpu, |gpu| {
             gpu.lost = false;
@@ -250,13 +277,13 @@ impl SimulatedNode {
         fs::set_permissions(path, fs::Permissions::from_mode(0o755)).expect("make it executable");
     }
 
-    fn lay_out_gpu(&self, gpu: &Gpu) {
+    fn lay_out_gpu(&self, gpu: &Gpu, pulled: bool) {
         let address = gpu.pci_address().expect("a checked state");
         let device = self
             .sys()
             .join("bus/pci/devices")
             .join(address.sysfs_name());
-        if gpu.vanished {
+        if gpu.vanished || pulled {
             // The device file stays behind on a real node as well.
             return fs::remove_dir_all(device).unwrap_or_default();
         }

@@ -193,6 +193,47 @@ fn remapped_rows_are_fields_142_to_145() {
 }
 
 #[test]
+fn a_field_fails_beside_others_that_do_not() {
+    let node = SimulatedNode::new(1);
+    node.edit_gpu(0, |gpu| gpu.fail_fields = [(143, Return::GpuIsLost)].into());
+    let nvml = load(&node).expect("init");
+
+    let gpu = nvml.device_by_index(0).expect("GPU 0");
+    let values = gpu.field_values_for(&[142, 143, 144].map(FieldId));
+    let values: Vec<_> = values
+        .expect("fields")
+        .into_iter()
+        .map(|sample| sample.and_then(|sample| sample.value))
+        .collect();
+    assert!(matches!(
+        &values[..],
+        [Ok(_), Err(NvmlError::GpuLost), Ok(_)]
+    ));
+}
+
+#[test]
+fn uncorrectable_errors_are_field_4_while_ecc_is_on() {
+    let node = SimulatedNode::new(1);
+    node.edit_gpu(0, |gpu| gpu.ecc.uncorrected = 5);
+    let nvml = load(&node).expect("init");
+    let gpu = nvml.device_by_index(0).expect("GPU 0");
+    let errors = || {
+        let mut values = gpu.field_values_for(&[FieldId(4)]).expect("fields");
+        values.remove(0).and_then(|sample| sample.value)
+    };
+
+    use nvml_wrapper::enum_wrappers::device::{EccCounter, MemoryError};
+    let total = gpu.total_ecc_errors(MemoryError::Uncorrected, EccCounter::Volatile);
+    assert_eq!(total.expect("total"), 5);
+    assert!(matches!(
+        errors(),
+        Ok(nvml_wrapper::enums::device::SampleValue::U64(5))
+    ));
+    node.edit_gpu(0, |gpu| gpu.ecc.enabled = false);
+    assert!(matches!(errors(), Err(NvmlError::NotSupported)));
+}
+
+#[test]
 fn a_named_init_outcome_is_the_answer() {
     let node = SimulatedNode::new(1);
     let init_with = |outcome| {
@@ -570,6 +611,22 @@ fn links_and_levels_hold_at_both_ends() {
         .expect("near");
     let near: Vec<_> = near.iter().map(|gpu| gpu.uuid().expect("UUID")).collect();
     assert_eq!(near, [node.uuid(0)]);
+}
+
+#[test]
+fn links_to_nvswitches_are_up_unless_the_state_has_them_down() {
+    let node = SimulatedNode::new(1);
+    node.edit_gpu(0, |gpu| gpu.nvlinks_down = [3].into());
+    let nvml = load(&node).expect("init");
+    let gpu = nvml.device_by_index(0).expect("GPU 0");
+
+    let up = |link| gpu.link_wrapper_for(link).is_active();
+    assert!(up(0).expect("state"));
+    assert!(!up(3).expect("state"));
+    assert!(up(17).expect("state"));
+    assert!(matches!(up(18), Err(NvmlError::NotSupported)));
+    let switch = gpu.link_wrapper_for(0).remote_pci_info().expect("PCI");
+    assert_eq!(switch.bus_id, "00000000:05:00.0");
 }
 
 // --- The files of the node ---

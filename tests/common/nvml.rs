@@ -19,8 +19,8 @@ use super::elf::{Machine, SharedObject};
 pub mod state;
 
 pub use state::{
-    Ecc, Event, Gpu, Link, MAX_GPUS, Mig, MigInstance, PciLink, Peer, RemappedRows, Return, State,
-    TopologyLevel,
+    Ecc, Event, FABRIC_WELL, Fabric, Gpu, Link, MAX_GPUS, Mig, MigInstance, PciLink, Peer,
+    RemappedRows, RetiredPages, Return, State, TopologyLevel,
 };
 
 /// Beside the library's copy, where it looks for its state.
@@ -214,6 +214,7 @@ impl SimulatedNode {
             gpu.vanished = false;
             gpu.hang.clear();
             gpu.fail.clear();
+            gpu.fail_fields.clear();
             gpu.recovery_action = Some(0);
         });
     }

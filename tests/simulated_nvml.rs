@@ -6,6 +6,8 @@
 )]
 
 mod common;
+#[path = "simulated_nvml/tests/vitals.rs"]
+mod vitals;
 
 use std::collections::BTreeSet;
 use std::mem::MaybeUninit;

@@ -6,11 +6,15 @@
 //! `krcReportXid` of NVIDIA's open kernel modules prints them, 515 to 595, and as
 //! users of older branches report them.
 
+mod lines;
+mod reader;
 #[cfg(test)]
 mod tests;
 
 use std::fmt;
 use std::time::Duration;
+
+pub use reader::KernelLog;
 
 /// A line of NVRM about an XID.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -6,6 +6,8 @@ pub mod calls;
 mod error;
 pub mod events;
 pub mod nvml;
+mod raw;
+mod vitals;
 
 use std::collections::BTreeMap;
 use std::fmt;

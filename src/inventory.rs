@@ -232,6 +232,18 @@ impl Inventory {
         changed.fold(false, |any, changed| any | changed)
     }
 
+    /// When the next GPU that recovers could be healthy again, if it answers well
+    /// then; in time since boot.
+    #[must_use]
+    pub fn next_recovery(&self, now: Duration) -> Option<Duration> {
+        let sick = self
+            .gpus
+            .values()
+            .flat_map(|entry| entry.health.sicknesses(&self.options));
+        let times = sick.filter_map(|(_, sickness)| sickness.recovering_until);
+        times.filter(|until| *until > now).min()
+    }
+
     /// What is reported of a GPU and not acted on.
     pub fn notes(&self, uuid: &GpuUuid) -> impl Iterator<Item = Kind> {
         let entry = self.gpus.get(uuid).into_iter();

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::sync::OnceLock;
 
 use clap::builder::Resettable;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
@@ -434,11 +435,14 @@ pub(super) fn flag(id: &str) -> String {
 }
 
 /// The variable of each flag, by the flag's ID.
-pub(super) fn variables() -> BTreeMap<String, String> {
-    let command = Arguments::command();
-    let named = command.get_arguments().filter_map(|flag| {
-        let name = flag.get_env()?.to_string_lossy().into_owned();
-        Some((flag.get_id().to_string(), name))
-    });
-    named.collect()
+pub(super) fn variables() -> &'static BTreeMap<String, String> {
+    static NAMES: OnceLock<BTreeMap<String, String>> = OnceLock::new();
+    NAMES.get_or_init(|| {
+        let command = Arguments::command();
+        let named = command.get_arguments().filter_map(|flag| {
+            let name = flag.get_env()?.to_string_lossy().into_owned();
+            Some((flag.get_id().to_string(), name))
+        });
+        named.collect()
+    })
 }

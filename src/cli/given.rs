@@ -25,12 +25,12 @@ impl Given {
     /// This process' own.
     #[must_use]
     pub fn of_process() -> Self {
-        let read = |name: String| {
-            let text = std::env::var_os(&name)?;
-            Some((name, text.to_string_lossy().into_owned()))
+        let read = |name: &str| {
+            let text = std::env::var_os(name)?;
+            Some((name.to_owned(), text.to_string_lossy().into_owned()))
         };
-        let names = arguments::variables().into_values();
-        let names = names.chain(arguments::WITHOUT_A_FLAG.map(str::to_owned));
+        let names = arguments::variables().values().map(String::as_str);
+        let names = names.chain(arguments::WITHOUT_A_FLAG);
         Self::new(std::env::args_os(), names.filter_map(read))
     }
 
@@ -68,8 +68,6 @@ pub struct Said {
 pub(super) struct Sources<'a> {
     pub(super) given: &'a Given,
     pub(super) matches: &'a ArgMatches,
-    /// The variable of each flag, by the flag's ID.
-    pub(super) variables: BTreeMap<String, String>,
     pub(super) file: Settings,
     pub(super) path: PathBuf,
 }
@@ -93,7 +91,7 @@ impl Sources<'_> {
     }
 
     fn variable(&self, id: &str) -> Option<Said> {
-        let name = self.variables.get(id)?;
+        let name = arguments::variables().get(id)?;
         Some(Said {
             text: self.given.variable(name)?.into(),
             place: name.clone(),

@@ -9,8 +9,9 @@ use tracing::level_filters::LevelFilter;
 use super::arguments::{self, Arguments, Commands, first_sentence, flag};
 use super::given::{ConfigFile, Given, Reader, Said, Sources};
 use super::values::{
-    self, absolute, address, annotation_prefix, boolean, day, dev_root_paths, driver_root_paths,
-    imex_channels, interval, node_name, number, resource_name, with_links, word, words,
+    self, absolute, address, annotation_prefix, any_path, boolean, day, dev_root_paths,
+    driver_root_paths, imex_channels, interval, node_name, number, resource_name, with_links, word,
+    words,
 };
 use super::{Command, Invocation, Output, UsageErrors};
 use crate::config::file::{self, Settings};
@@ -47,7 +48,6 @@ impl<'a> Values<'a> {
         let sources = Sources {
             given,
             matches,
-            variables: arguments::variables(),
             file: Settings::default(),
             path: PathBuf::new(),
         };
@@ -287,7 +287,7 @@ impl<'a> Values<'a> {
 
     fn cluster(&mut self, eviction: Option<&EvictionOptions>) -> Option<ClusterOptions> {
         let node_name = self.optional("node_name", node_name);
-        let kubeconfig = self.optional("kubeconfig", absolute);
+        let kubeconfig = self.optional("kubeconfig", any_path);
         let node_name = node_name?;
         let mode = eviction.map_or(EvictionMode::Off, |eviction| eviction.mode);
         if mode != EvictionMode::Off && node_name.is_none() {

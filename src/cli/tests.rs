@@ -3,6 +3,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use clap::CommandFactory;
+use proptest::prelude::*;
 
 use super::arguments::Arguments;
 use super::*;
@@ -250,5 +251,55 @@ fn every_flag_has_a_variable_and_help_names_it() {
         "CONFIG_FILE",
     ] {
         assert!(help.contains(name), "{name}");
+    }
+}
+
+const README: &str = include_str!("../../README.md");
+
+/// The section on the configuration file.
+fn documented() -> &'static str {
+    let (_, section) = README.split_once("\n## Configuration file\n").unwrap();
+    section.split("\n## ").next().unwrap()
+}
+
+#[test]
+fn the_file_in_the_documentation_is_right() {
+    let (_, example) = documented().split_once("```yaml\n").unwrap();
+    let (example, _) = example.split_once("```").unwrap();
+    let name = ("NODE_NAME", "gpu-1");
+    let invocation = invocation(&["--config-file=F"], &[name], example);
+    assert_eq!(invocation.config.health.policy.class(190), Class::Reset);
+    assert_eq!(invocation.config.eviction.grace, Duration::from_secs(300));
+}
+
+#[test]
+fn every_key_and_flag_is_documented() {
+    for path in crate::config::file::keys() {
+        let name = path.rsplit('.').next().unwrap();
+        assert!(documented().contains(name), "{path}");
+    }
+    let (_, table) = README.split_once("\n## Options\n").unwrap();
+    for flag in Arguments::command().get_arguments() {
+        let names = [
+            flag.get_long(),
+            flag.get_env().and_then(|name| name.to_str()),
+        ];
+        for name in names.into_iter().flatten().filter(|_| !flag.is_hide_set()) {
+            assert!(table.contains(name), "{name}");
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn no_value_panics(
+        name in prop::sample::select(arguments::variables().values().cloned().collect::<Vec<_>>()),
+        text in prop_oneof![any::<String>(), "[-+/.:,a-z0-9]{0,20}"],
+    ) {
+        let variables = [(name.as_str(), text.as_str())];
+        let given = given(&["--config-file=F"], &variables);
+        let reader = |_: &Path| Ok(b"version: v1".to_vec());
+        // Right or wrong.
+        let (Ok(_) | Err(_)) = interpret(&given, &reader);
     }
 }

@@ -23,6 +23,15 @@ pub(super) fn absolute(text: &str) -> Result<PathBuf, String> {
     }
 }
 
+/// A path that may begin where the process runs, as kubectl's users have theirs.
+pub(super) fn any_path(text: &str) -> Result<PathBuf, String> {
+    if text.is_empty() {
+        Err("is no path".into())
+    } else {
+        Ok(text.into())
+    }
+}
+
 pub(super) fn driver_root_paths(
     host: PathBuf,
     container: Option<PathBuf>,

@@ -21,7 +21,7 @@ use serde_saphyr::{DuplicateKeyPolicy, NonFiniteFloatPolicy, Options, Spanned};
 
 use crate::health::class::Class;
 
-pub use self::keys::flags_with_a_key;
+pub use self::keys::{flags_with_a_key, keys};
 use self::node::{Content, Node};
 use self::walk::Walk;
 

@@ -121,6 +121,17 @@ pub fn flags_with_a_key() -> Vec<&'static str> {
     ids
 }
 
+/// The path of every key that is no section.
+pub fn keys() -> Vec<String> {
+    let mut paths = Vec::new();
+    each(ROOT, "", &mut |section, key| {
+        if !matches!(key.means, Section(_)) {
+            paths.push(join(section, key.name));
+        }
+    });
+    paths
+}
+
 /// The path of the key that was meant by an unknown one of the section at `path`,
 /// if it is like one: best of the same section, then of another.
 pub(super) fn meant(path: &str, unknown: &str) -> Option<String> {

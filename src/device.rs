@@ -81,10 +81,10 @@ impl UnhealthyReason {
         }
     }
 
-    /// Whether another device may be where this one was.
+    /// Whether its GPU is gone, and another may be where it was.
     #[must_use]
     pub fn is_vanished(&self) -> bool {
-        matches!(self, Self::Sick(sickness) if sickness.cause == Cause::Vanished)
+        matches!(self, Self::Sick(sickness) if matches!(sickness.cause, Cause::Vanished | Cause::OffBus))
     }
 }
 

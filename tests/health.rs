@@ -38,7 +38,15 @@ async fn refusal(running: &Running, position: usize) -> String {
 #[tokio::test]
 async fn an_xid_of_the_device_is_on_the_stream_at_once_with_its_reason() {
     // Nothing but the event can tell it so soon, and none is well again so soon.
-    let flags = ["--health-poll-interval", "10m", "--health-quiet", "10m"];
+    let long = "10m";
+    let flags = [
+        "--health-poll-interval",
+        long,
+        "--health-quiet",
+        long,
+        "--health-longest-quiet",
+        long,
+    ];
     let running = Running::on(SimulatedNode::new(8), options(), &flags).await;
     running.counts(8, 8).await;
     running.listening(0).await;

@@ -1,0 +1,15 @@
+//! The API server: what it is told of this node's health, and what it is asked.
+//!
+//! Nothing here runs while eviction is off. [`api`] is the only place that knows
+//! the client library; [`condition`] and [`incidents`] are pure and say what is
+//! told; [`reporter`] is the task that tells it.
+
+pub mod backoff;
+mod bucket;
+pub mod error;
+pub mod metrics;
+mod text;
+mod time;
+
+pub use error::ClusterError;
+pub use metrics::ClusterMetrics;

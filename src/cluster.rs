@@ -6,7 +6,10 @@
 
 pub mod backoff;
 mod bucket;
+pub mod condition;
 pub mod error;
+#[cfg(test)]
+mod fixture;
 pub mod metrics;
 mod text;
 mod time;

@@ -4,6 +4,7 @@
 //! the client library; [`condition`] and [`incidents`] are pure and say what is
 //! told; [`reporter`] is the task that tells it.
 
+pub mod api;
 pub mod backoff;
 mod bucket;
 pub mod condition;
@@ -13,6 +14,8 @@ mod fixture;
 pub mod metrics;
 mod text;
 mod time;
+mod wire;
 
+pub use api::ApiServer;
 pub use error::ClusterError;
 pub use metrics::ClusterMetrics;

@@ -11,6 +11,7 @@ pub mod condition;
 pub mod error;
 #[cfg(test)]
 mod fixture;
+pub mod incidents;
 pub mod metrics;
 mod text;
 mod time;

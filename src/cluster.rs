@@ -12,6 +12,8 @@ pub mod error;
 #[cfg(test)]
 mod fixture;
 pub mod incidents;
+mod ledger;
+mod memory;
 pub mod metrics;
 mod text;
 mod time;

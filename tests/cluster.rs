@@ -10,5 +10,8 @@ mod common;
 
 #[path = "cluster/asking.rs"]
 mod asking;
+
+#[path = "cluster/reporting.rs"]
+mod reporting;
 #[path = "cluster/rig.rs"]
 mod rig;

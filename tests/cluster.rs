@@ -10,7 +10,8 @@ mod common;
 
 #[path = "cluster/asking.rs"]
 mod asking;
-
+#[path = "cluster/contract.rs"]
+mod contract;
 #[path = "cluster/reporting.rs"]
 mod reporting;
 #[path = "cluster/rig.rs"]

@@ -197,7 +197,7 @@ fn a_gpu_without_devices_is_judged_by_itself() {
         index: None,
         devices: vec![],
         sickness: None,
-        notes: vec!["power slowdown".into()],
+        notes: vec![Kind::PowerSlowdown],
     };
     assert!(!all_out(&report(vec![bare.clone()])));
     assert_eq!(of(vec![bare]).status, Status::True);

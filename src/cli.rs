@@ -4,7 +4,7 @@
 //! are checked here, so that every fault is told at once and not the first only.
 
 mod arguments;
-mod values;
+pub(crate) mod values;
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -17,7 +17,8 @@ use tracing::level_filters::LevelFilter;
 
 use crate::config::{
     AllocationOptions, ClusterOptions, Config, DeviceIdStrategy, DeviceListStrategy, DriverOptions,
-    EvictionOptions, Extra, HealthOptions, HostFolder, HostPaths, ImexChannel, VolumeMode,
+    EvictionOptions, Extra, HealthOptions, HostFolder, HostPaths, ImexChannel, MigStrategy,
+    VolumeMode, sharing::Sharing,
 };
 use crate::plugin::listener;
 use crate::telemetry::LogFormat;
@@ -185,6 +186,9 @@ impl<'a> Values<'a> {
 
     fn config(&mut self) -> Option<Config> {
         let resource_name = self.checked("resource_name", resource_name);
+        let mig_strategy = self.checked("mig_strategy", |text| {
+            word(text, &MigStrategy::ALL, MigStrategy::name)
+        });
         let http_listen = self.checked("http_listen", address);
         let poll_interval = self.checked("health_poll_interval", interval);
         let driver = self.driver();
@@ -195,6 +199,8 @@ impl<'a> Values<'a> {
         Some(Config {
             paths,
             resource_name,
+            mig_strategy: mig_strategy?,
+            sharing: Sharing::default(),
             http_listen: http_listen?,
             poll_interval: poll_interval?,
             driver: driver?,

@@ -4,7 +4,7 @@ use std::sync::mpsc::{Receiver, channel};
 use super::*;
 use crate::config::{
     AllocationOptions, ClusterOptions, DriverOptions, EvictionOptions, HealthOptions, HostFolder,
-    HostPaths, VolumeMode,
+    HostPaths, MigStrategy, VolumeMode, sharing::Sharing,
 };
 use crate::device::Health;
 use crate::driver::DriverRoot;
@@ -73,6 +73,8 @@ fn config(root: &std::path::Path) -> Config {
             procfs: root.into(),
         },
         resource_name: "nvidia.com/gpu".into(),
+        mig_strategy: MigStrategy::None,
+        sharing: Sharing::default(),
         http_listen: ([127, 0, 0, 1], 0).into(),
         poll_interval: Duration::from_millis(100),
         driver: DriverOptions {

@@ -250,6 +250,8 @@ mod tests {
                 memory_bytes: None,
                 compute_capability: None,
                 product_name: "NVIDIA H200".into(),
+                mig_enabled: false,
+                mig_devices: Vec::new(),
             }),
             health,
             nodes: vec![node(&path, &path)],

@@ -35,6 +35,8 @@ impl GpuLibrary for SlowDriver {
             memory_bytes: None,
             compute_capability: None,
             product_name: "NVIDIA H200".into(),
+            mig_enabled: false,
+            mig_devices: Vec::new(),
         })
     }
 

@@ -220,7 +220,10 @@ mod tests {
     fn no_name_stands_for_two_things() {
         let faults = |resources: Vec<SharedResource>| Sharing::new(false, resources).unwrap_err();
         let gpu = || shared("gpu", None, false);
-        assert_eq!(faults(vec![gpu(), gpu()]), ["nvidia.com/gpu is there twice"]);
+        assert_eq!(
+            faults(vec![gpu(), gpu()]),
+            ["nvidia.com/gpu is there twice"]
+        );
         let one_name = ["a", "b"].map(|name| shared(name, Some("c"), false));
         assert_eq!(
             faults(one_name.into()),

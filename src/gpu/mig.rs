@@ -140,12 +140,7 @@ impl Parent<'_> {
 
     /// The ID that the profile of this number has on this GPU.
     fn profile_id_of(&self, number: u32) -> Result<u32, ErrorKind> {
-        let get = nvml_sym(
-            self.nvml
-                .lib()
-                .nvmlDeviceGetGpuInstanceProfileInfo
-                .as_ref(),
-        );
+        let get = nvml_sym(self.nvml.lib().nvmlDeviceGetGpuInstanceProfileInfo.as_ref());
         let told = get.and_then(|get| {
             // SAFETY: the handle is used while the session that gave it lives;
             // a struct of integers may be zeros.

@@ -10,7 +10,7 @@ use crate::device::Health;
 use crate::driver::DriverRoot;
 use crate::driver::capabilities::Capabilities;
 use crate::driver::nodes::DevRoot;
-use crate::gpu::{EventSource, Gpu, Reading, Vitals, XidEvent};
+use crate::gpu::{EventSource, Gpu, GpuUuid, Reading, Vitals, XidEvent};
 
 /// One GPU, whose driver tells its version when it is let.
 struct SlowDriver(Mutex<Receiver<()>>);
@@ -107,7 +107,7 @@ async fn the_first_list_waits_for_the_driver_too() {
         Arc::default(),
         watch::channel(HealthOptions::default()).1,
     );
-    let mut snapshots = monitor.snapshots();
+    let mut snapshots = monitor.resources().borrow()["nvidia.com/gpu"].clone();
     let running = tokio::spawn(monitor.run());
     while readiness.list().iter().any(|line| line.starts_with(GPUS)) {
         tokio::time::sleep(Duration::from_millis(1)).await;

@@ -78,9 +78,7 @@ impl Walk {
             }
             Ok(shared)
         });
-        shared
-            .map_err(|fault| self.fault(value, at, fault))
-            .ok()
+        shared.map_err(|fault| self.fault(value, at, fault)).ok()
     }
 
     /// `all`, how many, or which.

@@ -79,6 +79,7 @@ fn nvidias_keys_mean_what_they_mean_there() {
         ("gds_enabled", "false"),
         ("imex_channel_ids", "0"),
         ("imex_required", "true"),
+        ("mig_strategy", "none"),
         ("mofed_enabled", "false"),
         ("pass_device_specs", "true"),
     ];
@@ -257,7 +258,7 @@ eviction:
         "F:8: flags.deviceListStrategy: is not known; did you mean flags.plugin.deviceListStrategy?",
         "F:9: flags.deviceDiscoveryStrategy: \"tegra\" is not auto or nvml: GPUs are found by NVML",
         "F:11: flags.plugin.deviceListStrategy: has more than one value in an item",
-        "F:12: sharing.mps: sharing by MPS is not built; take it out",
+        "F:13: sharing.mps: sharing by MPS is not built; take it out",
         "F:17: resources: naming resources by pattern is not built; take it out",
         "F:20: health.xids.0: is not an XID, which is a number from 1",
         "F:21: health.xids.48: \"bad\" is not application, reset, reboot or replace",

@@ -104,7 +104,11 @@ fn a_reset_holds_until_the_driver_asks_for_nothing_for_a_while() {
     assert_eq!(cause_after(&through), None);
     let again = [(100, xid(48, 100)), (150, xid(62, 150)), (160, ok(160))];
     let again = sickness(&again).unwrap();
-    assert_eq!(again.recovering_until, Some(secs(210)), "from the last one on");
+    assert_eq!(
+        again.recovering_until,
+        Some(secs(210)),
+        "from the last one on"
+    );
 }
 
 #[test]

@@ -11,7 +11,8 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::config::{Config, HealthOptions, HostFolder};
+use crate::config::reload::{Reloader, Reloads};
+use crate::config::{Config, HostFolder};
 use crate::driver::cdi;
 use crate::http;
 use crate::inventory::Rules;
@@ -27,8 +28,7 @@ pub struct App {
     /// Where HTTP is served.
     pub http_address: SocketAddr,
     rescan: Arc<Notify>,
-    /// What is taken for sick.
-    health: watch::Sender<HealthOptions>,
+    reloads: Arc<Reloads>,
     shutdown: CancellationToken,
     /// End on `shutdown` only.
     tasks: JoinSet<&'static str>,
@@ -37,12 +37,16 @@ pub struct App {
 }
 
 impl App {
-    /// Starts everything.
+    /// Starts everything; `reloader` where there is a configuration file to follow.
     ///
     /// # Errors
     ///
     /// The address for HTTP could not be bound.
-    pub async fn start(config: Config, open: Arc<Opener>) -> anyhow::Result<Self> {
+    pub async fn start(
+        config: Config,
+        open: Arc<Opener>,
+        reloader: Option<Reloader>,
+    ) -> anyhow::Result<Self> {
         let address = config.http_listen;
         let listener = TcpListener::bind(address).await.with_context(|| {
             format!("cannot listen on {address}; choose another with --http-listen (HTTP_LISTEN)")
@@ -58,7 +62,7 @@ impl App {
         }
 
         let held = held(&folder, &Rules::new(&config));
-        let (health, options) = watch::channel(config.health.clone());
+        let reloads = Arc::new(Reloads::new(&config, metrics.clone(), readiness.clone()));
         let monitor = Monitor::new(
             config,
             open,
@@ -66,7 +70,7 @@ impl App {
             metrics.clone(),
             readiness.clone(),
             rescan.clone(),
-            options,
+            reloads.health(),
         );
         let (hint, hints) = watch::channel(0);
         let resources = monitor.resources();
@@ -98,20 +102,28 @@ impl App {
             report_end(http::serve(listener, outside, seen).await);
             "http"
         });
+        if let Some(reloader) = reloader {
+            let reloads = reloads.clone();
+            background.spawn(async move {
+                reloads.follow(reloader).await;
+                "configuration file"
+            });
+        }
         Ok(Self {
             http_address,
             rescan,
-            health,
+            reloads,
             shutdown,
             tasks,
             background,
         })
     }
 
-    /// Looks at all GPUs and at the driver again, now.
+    /// Looks at all GPUs, at the driver and at the configuration file again, now.
     pub fn rescan(&self) {
         info!("looking at all GPUs and at the driver again, as asked");
         self.rescan.notify_one();
+        self.reloads.ask();
     }
 
     /// Waits until a part ends, which none does by itself.

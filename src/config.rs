@@ -1,6 +1,7 @@
 //! The effective configuration.
 
 pub mod file;
+pub mod reload;
 pub mod sharing;
 
 use std::collections::BTreeSet;
@@ -444,6 +445,8 @@ impl fmt::Display for Config {
             dev_root,
             state_dir,
             cdi_root,
+            pod_resources,
+            kmsg,
             host_root,
             ..
         } = &self.paths;
@@ -457,10 +460,12 @@ impl fmt::Display for Config {
         )?;
         write!(
             f,
-            "--host-root={} --state-dir={} --cdi-root={} ",
+            "--host-root={} --state-dir={} --cdi-root={} --pod-resources-socket={} --kmsg={} ",
             host_root.display(),
             state_dir.host.display(),
             cdi_root.host.display(),
+            pod_resources.host.display(),
+            kmsg.display(),
         )?;
         if let Some(library) = nvml_library {
             write!(f, "--nvml-library={} ", library.display())?;
@@ -468,12 +473,62 @@ impl fmt::Display for Config {
         write!(f, "{} {} ", self.driver, self.allocation)?;
         write!(
             f,
-            "--resource-name={} --mig-strategy={} --http-listen={} --health-poll-interval={}ms",
+            "--resource-name={} --mig-strategy={} --http-listen={} --health-poll-interval={}ms ",
             self.resource_name,
             self.mig_strategy.name(),
             self.http_listen,
             self.poll_interval.as_millis(),
+        )?;
+        write!(f, "{} {}{}", self.health, self.eviction, self.cluster)
+    }
+}
+
+impl fmt::Display for HealthOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            policy,
+            quiet,
+            longest_quiet,
+            relapse_window,
+        } = self;
+        write!(
+            f,
+            "--health-quiet={}ms --health-longest-quiet={}ms --health-relapse-window={}ms{policy}",
+            quiet.as_millis(),
+            longest_quiet.as_millis(),
+            relapse_window.as_millis(),
         )
+    }
+}
+
+impl fmt::Display for EvictionOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            mode,
+            grace,
+            per_minute,
+            max_sick_percent,
+            taint,
+        } = self;
+        write!(
+            f,
+            "--eviction={} --eviction-grace={}ms --eviction-rate={per_minute} \
+             --eviction-max-sick-percent={max_sick_percent} --node-taint={taint}",
+            mode.name(),
+            grace.as_millis(),
+        )
+    }
+}
+
+impl fmt::Display for ClusterOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(name) = &self.node_name {
+            write!(f, " --node-name={name}")?;
+        }
+        if let Some(file) = &self.kubeconfig {
+            write!(f, " --kubeconfig={}", file.display())?;
+        }
+        Ok(())
     }
 }
 

@@ -7,6 +7,8 @@ mod error;
 pub mod events;
 mod mig;
 pub mod nvml;
+mod raw;
+mod vitals;
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -20,6 +20,7 @@ use crate::gpu::{Gpu, GpuUuid, MigDevice, Reading};
 use crate::health::kmsg::PciAddress;
 use crate::health::reducer::{GpuHealth, Kept, Signal};
 use crate::health::report::{DeviceStatus, GpuStatus, HealthReport, NodeFault, Sickness};
+use crate::health::signals::Kind;
 
 pub use self::advertised::Rules;
 use self::advertised::{Advertised, Part, Seen, Slot};
@@ -274,6 +275,24 @@ impl Inventory {
             .iter()
             .map(|(uuid, signal)| self.signal(now, uuid, signal));
         changed.fold(false, |any, changed| any | changed)
+    }
+
+    /// When the next GPU that recovers could be healthy again, if it answers well
+    /// then; in time since boot.
+    #[must_use]
+    pub fn next_recovery(&self, now: Duration) -> Option<Duration> {
+        let sick = self
+            .gpus
+            .values()
+            .flat_map(|entry| entry.health.sicknesses(&self.options));
+        let times = sick.filter_map(|(_, sickness)| sickness.recovering_until);
+        times.filter(|until| *until > now).min()
+    }
+
+    /// What is reported of a GPU and not acted on.
+    pub fn notes(&self, uuid: &GpuUuid) -> impl Iterator<Item = Kind> {
+        let entry = self.gpus.get(uuid).into_iter();
+        entry.flat_map(|entry| entry.health.notes().iter().copied())
     }
 
     /// The GPU that was last seen at this place on the bus.

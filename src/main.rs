@@ -4,14 +4,14 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use gpu_device_plugin::app::App;
-use gpu_device_plugin::cli::{self, Command, Invocation};
-use gpu_device_plugin::config::Config;
+use gpu_device_plugin::cli::{self, Command, Given, Invocation};
+use gpu_device_plugin::config::reload::Reloader;
 use gpu_device_plugin::monitor::nvml_opener;
 use gpu_device_plugin::shutdown::{Terminations, hangups};
 use gpu_device_plugin::{report, telemetry, uninstall};
 use tokio::runtime::{Builder, Runtime};
 use tokio::time::timeout;
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 /// `EX_USAGE` of sysexits.h.
 const USAGE: u8 = 64;
@@ -21,7 +21,8 @@ const FAILURE: u8 = 1;
 const LONGEST_END: Duration = Duration::from_millis(1500);
 
 fn main() -> ExitCode {
-    let invocation = match cli::parse(std::env::args_os()) {
+    let given = Given::of_process();
+    let invocation = match cli::parse(&given) {
         Ok(invocation) => invocation,
         Err(cli::Stop::Help(text)) => {
             print!("{text}");
@@ -32,27 +33,27 @@ fn main() -> ExitCode {
             return ExitCode::from(USAGE);
         }
     };
-    let Invocation {
-        command,
-        config,
-        log_format,
-        log_level,
-    } = invocation;
-    match command {
+    let config = &invocation.config;
+    if invocation.command != Command::Serve
+        && let Some(idle) = invocation.idle_keys()
+    {
+        eprintln!("warning: without effect in the configuration file: {idle}");
+    }
+    match invocation.command {
         Command::Devices { output } => {
-            let print = || report::print(&config, output);
+            let print = || report::print(config, output);
             finish(print().map(|()| ExitCode::SUCCESS), |error| {
                 eprintln!("error: {error:#}");
             })
         }
         Command::Driver { output } => {
-            let works = report::driver::print(&config, output);
+            let works = report::driver::print(config, output);
             finish(works.map(code), |error| eprintln!("error: {error:#}"))
         }
-        Command::Uninstall => code(uninstall::print(&config)),
+        Command::Uninstall => code(uninstall::print(config)),
         Command::Serve => {
-            telemetry::init(log_format, log_level);
-            finish(serve(config), |error| {
+            telemetry::init(invocation.log_format, invocation.log_level);
+            finish(serve(given, invocation), |error| {
                 error!(error = format!("{error:#}"), "stopped");
             })
         }
@@ -74,9 +75,9 @@ fn finish(result: anyhow::Result<ExitCode>, tell: impl Fn(&anyhow::Error)) -> Ex
     })
 }
 
-fn serve(config: Config) -> anyhow::Result<ExitCode> {
+fn serve(given: Given, invocation: Invocation) -> anyhow::Result<ExitCode> {
     let runtime = runtime()?;
-    let code = runtime.block_on(run(config));
+    let code = runtime.block_on(run(given, invocation));
     // A call that hangs in the driver must not hold up the end.
     runtime.shutdown_background();
     code
@@ -95,13 +96,19 @@ fn runtime() -> std::io::Result<Runtime> {
         .build()
 }
 
-async fn run(config: Config) -> anyhow::Result<ExitCode> {
+async fn run(given: Given, invocation: Invocation) -> anyhow::Result<ExitCode> {
     // First of all, so that no signal ends the process before it could clean up.
     let mut terminations = Terminations::listen()?;
     let mut hangups = hangups()?;
+    let reloader = Reloader::new(given, &invocation);
+    let idle = invocation.idle_keys();
+    let config = invocation.config;
     info!(version = env!("CARGO_PKG_VERSION"), %config, "starting");
+    if let Some(idle) = idle {
+        warn!(keys = idle, "without effect in the configuration file");
+    }
     let open = nvml_opener(&config);
-    let mut app = App::start(config, open).await?;
+    let mut app = App::start(config, open, reloader).await?;
     info!(address = %app.http_address, "serving /livez, /readyz and /metrics");
     let signal = loop {
         tokio::select! {

@@ -101,6 +101,13 @@ pub struct NvmlLabels {
     pub call: &'static str,
 }
 
+/// Readings of the configuration file while the process ran.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ReloadLabels {
+    /// `ok` or `failed`.
+    pub result: &'static str,
+}
+
 /// All metrics and the registry that they are in.
 #[derive(Debug)]
 pub struct Metrics {
@@ -135,6 +142,11 @@ pub struct Metrics {
     pub session: Gauge,
     /// `gpu_device_plugin_driver_volume`: 1 while containers get the driver from one.
     pub volume: Gauge,
+    /// `gpu_device_plugin_config_reloads_total`.
+    pub config_reloads: Family<ReloadLabels, Counter>,
+    /// `gpu_device_plugin_config_last_reload_successful`: 1, or 0 while the file has
+    /// faults and an earlier one holds.
+    pub config_last_reload: Gauge,
 }
 
 impl Default for Metrics {
@@ -164,8 +176,11 @@ impl Metrics {
             unidentified: Gauge::default(),
             session: Gauge::default(),
             volume: Gauge::default(),
+            config_reloads: Family::default(),
+            config_last_reload: Gauge::default(),
         };
         metrics.register();
+        metrics.register_config();
         metrics.register_health();
         metrics
     }
@@ -236,6 +251,22 @@ impl Metrics {
             "What is reported of a GPU and not acted on: 1 while it holds",
             self.gpu_note.clone(),
         );
+    }
+
+    fn register_config(&mut self) {
+        let Self { registry, .. } = self;
+        registry.register(
+            "config_reloads",
+            "Readings of the configuration file since the start, by result",
+            self.config_reloads.clone(),
+        );
+        registry.register(
+            "config_last_reload_successful",
+            "Whether what the configuration file says holds: 0 while it has faults",
+            self.config_last_reload.clone(),
+        );
+        // What the process started with had none.
+        self.config_last_reload.set(1);
     }
 
     fn register(&mut self) {

@@ -22,6 +22,7 @@ use crate::gpu::calls;
 use crate::gpu::{Gpu, GpuLibrary, GpuUuid, MigDevice, Reading};
 use crate::health::kept::{self, since_boot};
 use crate::health::reducer::{Kept, Signal};
+use crate::health::signals::Kind;
 use crate::inventory::{Inventory, Node, Rules};
 use crate::monitor::nvml_opener;
 
@@ -73,6 +74,15 @@ struct DeviceReport {
     health: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<String>,
+    /// What ends it, where the GPU is sick: `reset`, `reboot` or `replace`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    class: Option<&'static str>,
+    /// What an operator does about it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    remedy: Option<&'static str>,
+    /// What is reported and keeps nobody from using it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    notes: Vec<NoteReport>,
     #[serde(skip_serializing_if = "Option::is_none")]
     gpu: Option<Gpu>,
     /// The part of the GPU that it is.
@@ -83,6 +93,12 @@ struct DeviceReport {
     /// Absent for a device that would be refused.
     #[serde(skip_serializing_if = "Option::is_none")]
     allocate: Option<AllocateReport>,
+}
+
+#[derive(Debug, Serialize)]
+struct NoteReport {
+    reason: &'static str,
+    remedy: &'static str,
 }
 
 #[derive(Debug, Serialize, PartialEq, Eq)]
@@ -139,7 +155,11 @@ fn read(config: &Config) -> anyhow::Result<Report> {
     let snapshots = inventory.devices(&node);
     let devices = snapshots.iter().flat_map(|(resource, snapshot)| {
         let devices = snapshot.devices.iter();
-        devices.map(move |device| device_report(resource, snapshot, device))
+        let inventory = &inventory;
+        devices.map(move |device| {
+            let notes = device.uuid.iter().flat_map(|uuid| inventory.notes(uuid));
+            device_report(resource, snapshot, device, notes)
+        })
     });
     Ok(Report {
         resources: snapshots.keys().cloned().collect(),
@@ -169,7 +189,12 @@ fn probe(library: &dyn GpuLibrary, inventory: &mut Inventory) {
     }
 }
 
-fn device_report(resource: &str, snapshot: &DeviceSnapshot, device: &Device) -> DeviceReport {
+fn device_report(
+    resource: &str,
+    snapshot: &DeviceSnapshot,
+    device: &Device,
+    notes: impl Iterator<Item = Kind>,
+) -> DeviceReport {
     let request = ContainerAllocateRequest {
         devices_ids: vec![device.id.to_string()],
     };
@@ -179,11 +204,22 @@ fn device_report(resource: &str, snapshot: &DeviceSnapshot, device: &Device) -> 
     let answer = response::allocate(snapshot, &request, false);
     let refused = answer.as_ref().err().map(ToString::to_string);
     let reason = device.health.reason().map(ToString::to_string);
+    let sickness = match device.health.reason() {
+        Some(UnhealthyReason::Sick(sickness)) => Some(sickness),
+        _ => None,
+    };
+    let note = |kind: Kind| NoteReport {
+        reason: kind.signal().reason,
+        remedy: kind.signal().remedy,
+    };
     DeviceReport {
         resource: resource.into(),
         id: device.id.to_string(),
         health: device.health.as_str(),
         reason: reason.or(refused),
+        class: sickness.map(|sickness| sickness.class.name()),
+        remedy: sickness.map(|sickness| sickness.cause.remedy()),
+        notes: notes.map(note).collect(),
         gpu: device.gpu.clone(),
         mig: device.mig.clone(),
         replica: device.replica(),
@@ -261,6 +297,12 @@ fn write_table(text: &mut String, report: &Report) -> std::fmt::Result {
     for device in devices {
         if let Some(reason) = &device.reason {
             writeln!(text, "\n{}: {reason}", device.id)?;
+        }
+        if let (Some(class), Some(remedy)) = (device.class, device.remedy) {
+            writeln!(text, "  {class}: {remedy}")?;
+        }
+        for NoteReport { reason, remedy } in &device.notes {
+            writeln!(text, "\n{}: note: {reason}: {remedy}", device.id)?;
         }
     }
     write_answers(text, devices)

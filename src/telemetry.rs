@@ -1,9 +1,15 @@
 //! Logs: one line a change of state, on standard error.
 
+use std::sync::OnceLock;
+
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::filter::Targets;
-use tracing_subscriber::fmt;
 use tracing_subscriber::prelude::*;
+use tracing_subscriber::reload::{self, Handle};
+use tracing_subscriber::{Registry, fmt};
+
+/// What is logged, of the process' only subscriber.
+static LEVEL: OnceLock<Handle<Targets, Registry>> = OnceLock::new();
 
 /// How a line is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,11 +22,9 @@ pub enum LogFormat {
 
 /// Starts logging. Called once, at the start.
 pub fn init(format: LogFormat, level: LevelFilter) {
-    // Libraries speak only when something is wrong.
-    let targets = Targets::new()
-        .with_default(level.min(LevelFilter::WARN))
-        .with_target(env!("CARGO_CRATE_NAME"), level);
+    let (targets, handle) = reload::Layer::new(targets(level));
     let registry = tracing_subscriber::registry().with(targets);
+    LEVEL.get_or_init(|| handle);
     let lines = fmt::layer().with_writer(std::io::stderr).with_target(false);
     match format {
         LogFormat::Text => registry.with(lines.with_ansi(false)).init(),
@@ -36,4 +40,21 @@ pub fn init(format: LogFormat, level: LevelFilter) {
                 .init();
         }
     }
+}
+
+/// Changes what is logged, once logging has started.
+pub fn set_level(level: LevelFilter) {
+    let Some(handle) = LEVEL.get() else {
+        return;
+    };
+    if let Err(error) = handle.reload(targets(level)) {
+        tracing::error!(%error, "cannot change what is logged");
+    }
+}
+
+/// Libraries speak only when something is wrong.
+fn targets(level: LevelFilter) -> Targets {
+    Targets::new()
+        .with_default(level.min(LevelFilter::WARN))
+        .with_target(env!("CARGO_CRATE_NAME"), level)
 }

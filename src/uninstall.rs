@@ -12,6 +12,8 @@ use crate::driver::sockets::Sockets;
 use crate::driver::supply::Supplier;
 use crate::driver::volume::collect::Kept;
 use crate::driver::volume::uses::Uses;
+use crate::files;
+use crate::health::kept;
 use crate::kubelet::socket::is_live;
 use crate::plugin::listener::SOCKET_PREFIX;
 
@@ -46,6 +48,7 @@ fn uninstall(config: &Config) -> Uninstalled {
     done.volumes(config);
     done.cdi_spec(config);
     done.dev(config);
+    done.kept_files(config);
     done.state_dir(config);
     done
 }
@@ -106,6 +109,18 @@ impl Uninstalled {
         self.removed.extend(removal.removed);
         self.kept.extend(removal.kept);
         self.left.extend(removal.failed);
+    }
+
+    /// The files in which health and evictions outlive the process.
+    fn kept_files(&mut self, config: &Config) {
+        let state_dir = &config.paths.state_dir;
+        for name in [kept::FILE, kept::DAMAGED] {
+            let file = state_dir.join(name);
+            for unfinished in files::unfinished(&file.here) {
+                drop(fs::remove_file(unfinished));
+            }
+            self.gone(file.host, fs::remove_file(file.here));
+        }
     }
 
     /// The folders of the volumes and of the state, if nothing is in them.

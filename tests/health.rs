@@ -9,8 +9,12 @@ mod common;
 
 use std::time::{Duration, Instant};
 
+use common::kubelet::KubeletPeer;
 use common::nvml::{Return, SimulatedNode};
-use common::running::{LONG, RESOURCE, Running, measured, options};
+use common::plugin::PluginProcess;
+use common::running::{
+    LONG, RESOURCE, Running, arguments, http_address, measured, options, program,
+};
 use tonic::Code;
 
 /// From an event to the list on an open stream.
@@ -279,4 +283,187 @@ async fn an_event_wait_that_never_returns_leaves_polling_at_work() {
     let ended = running.plugin.wait(LONG).await.unwrap();
     assert_eq!(ended.code(), Some(0));
     running.kubelet.assert_no_violations();
+}
+
+// === The kernel log ===
+
+#[tokio::test]
+async fn an_xid_in_the_kernel_log_is_heard_though_nvml_hangs() {
+    let polls = ["--health-poll-interval", "10m"];
+    let running = Running::on(SimulatedNode::new(3), options(), &polls).await;
+    running.counts(3, 3).await;
+    running.node.edit(|state| state.hang.insert("*".into()));
+    let mark = running.kubelet.mark();
+    running.node.xid_in_kernel_log(
+        1,
+        7,
+        79,
+        "pid=1234, name=python3, GPU has fallen off the bus.",
+    );
+    let happened = Instant::now();
+    let listed = running.listed_since(mark).await.at;
+    let told = listed.saturating_duration_since(happened);
+    measured(
+        "an XID of the kernel log told to the kubelet",
+        &[told],
+        TOLD,
+    );
+    assert_eq!(healthy(&running), [true, false, true]);
+    let reason = refusal(&running, 1).await;
+    assert!(
+        reason.contains("XID 79 (GPU has fallen off the bus)"),
+        "{reason}"
+    );
+    running.kubelet.assert_no_violations();
+}
+
+#[tokio::test]
+async fn the_kernel_logs_recovery_action_is_taken_at_its_word_until_the_driver_speaks() {
+    let node = SimulatedNode::with(2, |state| state.gpus[0].recovery_action = None);
+    let running = Running::on(node, options(), &[]).await;
+    running.counts(2, 2).await;
+    let announce = |seq, text| running.node.xid_in_kernel_log(0, seq, 154, text);
+    announce(
+        8,
+        "GPU recovery action changed from 0x0 (None) to 0x1 (GPU Reset Required)",
+    );
+    running.counts(1, 2).await;
+    let reason = refusal(&running, 0).await;
+    assert!(reason.contains("recovery action 1 (GPU reset)"), "{reason}");
+    running.pass_time().await;
+    running.counts(1, 2).await;
+    announce(
+        9,
+        "GPU recovery action changed from 0x1 (GPU Reset Required) to 0x0 (None)",
+    );
+    running.counts(2, 2).await;
+    running.kubelet.assert_no_violations();
+}
+
+#[tokio::test]
+async fn what_both_witnesses_tell_is_counted_once() {
+    let running = Running::start(1).await;
+    running.listening(0).await;
+    let uuid = running.node.uuid(0);
+    let count = |xid: u64| format!(r#"xids_total{{uuid="{uuid}",xid="{xid}"}}"#);
+    running.node.xid(0, 31);
+    running.metric_reaches(&count(31), 1.0).await;
+    running
+        .node
+        .xid_in_kernel_log(0, 11, 31, "pid=1, name=a, Ch 1");
+    running
+        .node
+        .xid_in_kernel_log(0, 12, 43, "pid=1, name=a, Ch 1");
+    // Records come in order: with this one told, the one before is dealt with.
+    running.metric_reaches(&count(43), 1.0).await;
+    assert_eq!(running.metric(&count(31)).await, Some(1.0));
+    running.counts(1, 1).await;
+}
+
+// === Restarts ===
+
+#[tokio::test]
+async fn what_is_sick_stays_sick_over_a_restart_until_the_next_boot() {
+    let mut running = Running::start(2).await;
+    running.listening(1).await;
+    running.node.xid(1, 79);
+    running.counts(1, 2).await;
+    running
+        .eventually("health is kept", || async { kept(&running, "79") })
+        .await;
+    for _ in 0..2 {
+        let mark = running.kubelet.mark();
+        running.kill_plugin().await;
+        running.start_plugin().await;
+        running.listed_since(mark).await;
+        for list in running.lists(mark) {
+            assert_eq!(list[1].health, "Unhealthy", "in every list");
+        }
+        running.counts(1, 2).await;
+        let reason = refusal(&running, 1).await;
+        assert!(reason.contains("XID 79"), "{reason}");
+    }
+    running.kill_plugin().await;
+    running.node.boot("b0071d00-0000-4000-8000-000000000002");
+    running.start_plugin().await;
+    running.counts(2, 2).await;
+    running.kubelet.assert_no_violations();
+}
+
+#[tokio::test]
+async fn what_recovers_goes_on_recovering_after_a_restart() {
+    let node = SimulatedNode::new(1);
+    let quiet = ["--health-quiet", "2s", "--health-longest-quiet", "2s"];
+    let mut running = Running::on(node, options(), &quiet).await;
+    running.counts(1, 1).await;
+    running.listening(0).await;
+    let sick_since = Instant::now();
+    running.node.xid(0, 48);
+    running.counts(0, 1).await;
+    running
+        .eventually("health is kept", || async { kept(&running, "48") })
+        .await;
+    running.kill_plugin().await;
+    running.start_plugin_with(&quiet).await;
+    running.counts(1, 1).await;
+    let out = sick_since.elapsed();
+    assert!(out >= Duration::from_secs(2), "out for {out:?}");
+    let reason = "its cause is gone, and it is watched for a while";
+    assert!(
+        running.plugin.log().contains(reason),
+        "{}",
+        running.plugin.log()
+    );
+}
+
+#[tokio::test]
+async fn a_damaged_record_of_health_is_told_and_put_aside() {
+    let node = SimulatedNode::new(1);
+    std::fs::create_dir_all(node.state_dir()).unwrap();
+    std::fs::write(node.state_dir().join("health.json"), "{").unwrap();
+    let running = Running::on(node, options(), &[]).await;
+    running.counts(1, 1).await;
+    let log = running.plugin.log();
+    assert!(log.contains("health of an earlier run is lost"), "{log}");
+    assert!(
+        running
+            .node
+            .state_dir()
+            .join("health.json.damaged")
+            .exists()
+    );
+}
+
+fn kept(running: &Running, what: &str) -> Option<()> {
+    let file = running.node.state_dir().join("health.json");
+    let text = std::fs::read_to_string(file).ok()?;
+    text.contains(what).then_some(())
+}
+
+// === The administrator's word ===
+
+#[tokio::test]
+async fn with_all_checks_disabled_only_what_is_enabled_acts() {
+    let node = SimulatedNode::new(3);
+    let kubelet = KubeletPeer::new(node.device_plugin_dir(), options());
+    kubelet.start().await.unwrap();
+    let variables = [
+        ("DP_DISABLE_HEALTHCHECKS", "all"),
+        ("DP_ENABLE_HEALTHCHECKS", "48"),
+    ];
+    let plugin = PluginProcess::spawn(program(), arguments(&node, &[]), &variables).unwrap();
+    let http = http_address(&plugin).await;
+    let running = Running {
+        node,
+        kubelet,
+        plugin,
+        http,
+    };
+    running.counts(3, 3).await;
+    running.listening(0).await;
+    running.node.lose(0);
+    running.node.xid(1, 79);
+    running.node.xid(2, 48);
+    running.counts(2, 3).await;
+    assert_eq!(healthy(&running), [true, true, false]);
 }

@@ -6,6 +6,8 @@
 )]
 
 mod common;
+#[path = "simulated_nvml/tests/vitals.rs"]
+mod vitals;
 
 use std::collections::BTreeSet;
 use std::mem::MaybeUninit;
@@ -13,7 +15,7 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::mpsc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::elf::{Machine, SharedObject};
 use common::nvml::{
@@ -35,6 +37,9 @@ use object::{Architecture, Endianness, Object};
 /// Longer than anything here takes, so that a failure is a failure.
 const LONG: Duration = Duration::from_secs(60);
 const LONG_MS: u32 = 60_000;
+/// Many times what a storm of events takes, and a fraction of what it would if each
+/// event were looked for among all of them.
+const SOON: Duration = Duration::from_secs(10);
 
 fn load(node: &SimulatedNode) -> Result<Nvml, NvmlError> {
     Nvml::builder()
@@ -187,6 +192,47 @@ fn remapped_rows_are_fields_142_to_145() {
         .map(|value| matches!(value, nvml_wrapper::enums::device::SampleValue::U64(1)))
         .collect();
     assert_eq!(values, [false, false, true, false]);
+}
+
+#[test]
+fn a_field_fails_beside_others_that_do_not() {
+    let node = SimulatedNode::new(1);
+    node.edit_gpu(0, |gpu| gpu.fail_fields = [(143, Return::GpuIsLost)].into());
+    let nvml = load(&node).expect("init");
+
+    let gpu = nvml.device_by_index(0).expect("GPU 0");
+    let values = gpu.field_values_for(&[142, 143, 144].map(FieldId));
+    let values: Vec<_> = values
+        .expect("fields")
+        .into_iter()
+        .map(|sample| sample.and_then(|sample| sample.value))
+        .collect();
+    assert!(matches!(
+        &values[..],
+        [Ok(_), Err(NvmlError::GpuLost), Ok(_)]
+    ));
+}
+
+#[test]
+fn uncorrectable_errors_are_field_4_while_ecc_is_on() {
+    let node = SimulatedNode::new(1);
+    node.edit_gpu(0, |gpu| gpu.ecc.uncorrected = 5);
+    let nvml = load(&node).expect("init");
+    let gpu = nvml.device_by_index(0).expect("GPU 0");
+    let errors = || {
+        let mut values = gpu.field_values_for(&[FieldId(4)]).expect("fields");
+        values.remove(0).and_then(|sample| sample.value)
+    };
+
+    use nvml_wrapper::enum_wrappers::device::{EccCounter, MemoryError};
+    let total = gpu.total_ecc_errors(MemoryError::Uncorrected, EccCounter::Volatile);
+    assert_eq!(total.expect("total"), 5);
+    assert!(matches!(
+        errors(),
+        Ok(nvml_wrapper::enums::device::SampleValue::U64(5))
+    ));
+    node.edit_gpu(0, |gpu| gpu.ecc.enabled = false);
+    assert!(matches!(errors(), Err(NvmlError::NotSupported)));
 }
 
 #[test]
@@ -395,6 +441,39 @@ fn unsupported_event_types_are_refused() {
     ));
 }
 
+#[test]
+fn a_storm_is_told_whole_in_order_and_soon() {
+    const STORM: u64 = 10_000;
+    let node = SimulatedNode::new(2);
+    let nvml = load(&node).expect("init");
+    let set = registered(&nvml, &[0, 1]);
+
+    node.storm(1, 1..=STORM);
+    let began = Instant::now();
+    let first = set.wait(LONG_MS).expect("event");
+    assert_eq!(xid(&first), (node.uuid(1), 1));
+    let read = began.elapsed();
+    for number in 2..=STORM {
+        assert_eq!(wait_raw(&set).eventData, number);
+    }
+    let took = began.elapsed();
+    println!("{STORM} events in {took:?}, of which {read:?} to read them");
+    assert!(matches!(set.wait(0), Err(NvmlError::Timeout)));
+    assert!(took < SOON, "{took:?}");
+}
+
+#[test]
+fn a_storm_before_the_registration_is_passed_over_at_once() {
+    let node = SimulatedNode::new(2);
+    let nvml = load(&node).expect("init");
+    let set = registered(&nvml, &[0]);
+
+    node.storm(1, 1..=10_000);
+    node.xid(0, 79);
+
+    assert_eq!(xid(&set.wait(LONG_MS).expect("event")), (node.uuid(0), 79));
+}
+
 // --- Hanging ---
 
 /// Whether `call` returns while `node` is held, and what after `release`.
@@ -536,6 +615,22 @@ fn links_and_levels_hold_at_both_ends() {
     assert_eq!(near, [node.uuid(0)]);
 }
 
+#[test]
+fn links_to_nvswitches_are_up_unless_the_state_has_them_down() {
+    let node = SimulatedNode::new(1);
+    node.edit_gpu(0, |gpu| gpu.nvlinks_down = [3].into());
+    let nvml = load(&node).expect("init");
+    let gpu = nvml.device_by_index(0).expect("GPU 0");
+
+    let up = |link| gpu.link_wrapper_for(link).is_active();
+    assert!(up(0).expect("state"));
+    assert!(!up(3).expect("state"));
+    assert!(up(17).expect("state"));
+    assert!(matches!(up(18), Err(NvmlError::NotSupported)));
+    let switch = gpu.link_wrapper_for(0).remote_pci_info().expect("PCI");
+    assert_eq!(switch.bus_id, "00000000:05:00.0");
+}
+
 // --- The files of the node ---
 
 #[test]
@@ -574,6 +669,23 @@ fn a_node_has_the_files_of_its_gpus() {
 
     node.vanish(0);
     assert!(!node.sys().join("bus/pci/devices/0000:10:00.0").exists());
+}
+
+#[test]
+fn a_gpu_that_was_pulled_has_no_pci_device_until_it_is_plugged_in() {
+    let node = SimulatedNode::new(2);
+    let nvml = load(&node).expect("init");
+    let folder = node.sys().join("bus/pci/devices/0000:10:00.0");
+
+    node.pull(0);
+    assert!(!folder.exists());
+    node.xid(1, 31);
+    assert!(!folder.exists(), "also after something else");
+    let gpu = nvml.device_by_index(0).expect("GPU 0");
+    assert!(gpu.memory_info().is_ok(), "NVML knows nothing of it");
+
+    node.plug_in(0);
+    assert!(folder.join("numa_node").is_file());
 }
 
 #[test]

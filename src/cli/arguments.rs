@@ -1,12 +1,24 @@
 //! Flags, their variables and defaults, and how the command line is read.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+use clap::builder::Resettable;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{ArgMatches, CommandFactory, Parser, Subcommand};
 
 use super::{Stop, UsageErrors};
+use crate::health::xid::{DISABLE_VARIABLE, ENABLE_VARIABLE};
+
+/// Variables that no flag has, as NVIDIA's plugin has none for them.
+pub(super) const WITHOUT_A_FLAG: [&str; 2] = [DISABLE_VARIABLE, ENABLE_VARIABLE];
+
+const VARIABLES: &str = "\
+Environment only:
+  DP_DISABLE_HEALTHCHECKS  XIDs that leave a GPU healthy, separated by commas; all
+                           is every one, and what is polled
+  DP_ENABLE_HEALTHCHECKS   XIDs that make it unhealthy, also where all is disabled";
 
 /// Serve the GPUs of this node to its kubelet.
 ///
@@ -15,11 +27,18 @@ use super::{Stop, UsageErrors};
 /// NVIDIA software in its image and no NVIDIA container runtime on the node.
 ///
 /// Without a command, serves until SIGTERM or SIGINT (a second one ends it at
-/// once). SIGHUP looks at all GPUs and at the driver again.
+/// once). SIGHUP looks at all GPUs, at the driver and at the configuration file
+/// again.
+///
+/// A flag goes before its variable, a variable before the configuration file, the
+/// file before the default. To check a file, without a GPU or a kubelet:
+/// gpu-device-plugin driver --config-file FILE lists every fault of it and ends
+/// with 64.
 ///
 /// Exit codes: 0 asked to end, 1 failure, 64 bad arguments.
 #[derive(Debug, Parser)]
 #[command(name = "gpu-device-plugin", version, disable_help_subcommand = true)]
+#[command(after_help = VARIABLES)]
 pub(super) struct Arguments {
     #[command(subcommand)]
     pub(super) command: Option<Commands>,
@@ -168,6 +187,81 @@ pub(super) struct Arguments {
     #[arg(default_value = "5s")]
     health_poll_interval: String,
 
+    /// How long a GPU must have been without a cause before it is healthy again,
+    /// 0s to 24h
+    #[arg(long, global = true, env = "HEALTH_QUIET", value_name = "TIME")]
+    #[arg(default_value = "60s")]
+    health_quiet: String,
+
+    /// Each relapse doubles that time, up to this, 0s to 24h
+    #[arg(long, global = true, env = "HEALTH_LONGEST_QUIET", value_name = "TIME")]
+    #[arg(default_value = "1h")]
+    health_longest_quiet: String,
+
+    /// A GPU that falls sick again within this time has had a relapse, 0s to 24h
+    #[arg(
+        long,
+        global = true,
+        env = "HEALTH_RELAPSE_WINDOW",
+        value_name = "TIME"
+    )]
+    #[arg(default_value = "24h")]
+    health_relapse_window: String,
+
+    /// Whether pods on a sick GPU are evicted: off, report (the API server is told
+    /// of the GPUs' health, and of what would be evicted) or evict
+    #[arg(long, global = true, env = "EVICTION", value_name = "MODE")]
+    #[arg(default_value = "off")]
+    eviction: String,
+
+    /// From the moment that a GPU turns sick to the eviction of its pods, 0s to
+    /// 24h; one that is well again by then keeps them
+    #[arg(long, global = true, env = "EVICTION_GRACE", value_name = "TIME")]
+    #[arg(default_value = "60s")]
+    eviction_grace: String,
+
+    /// At most so many evictions a minute on this node, 1 to 1000
+    #[arg(long, global = true, env = "EVICTION_RATE", value_name = "NUMBER")]
+    #[arg(default_value = "10")]
+    eviction_rate: String,
+
+    /// While a larger share of the node's GPUs is sick, in percent, no pod is
+    /// evicted, 0 to 100
+    #[arg(
+        long,
+        global = true,
+        env = "EVICTION_MAX_SICK_PERCENT",
+        value_name = "NUMBER"
+    )]
+    #[arg(default_value = "50")]
+    eviction_max_sick_percent: String,
+
+    /// Whether the node has a taint while every one of its GPUs is sick; where
+    /// eviction is not off
+    #[arg(long, global = true, env = "NODE_TAINT", value_name = "BOOL")]
+    #[arg(default_value = "false", num_args = 0..=1, require_equals = true)]
+    #[arg(default_missing_value = "true")]
+    node_taint: String,
+
+    /// This node's name at the API server; needed where eviction is not off
+    #[arg(long, global = true, env = "NODE_NAME", value_name = "NAME")]
+    node_name: Option<String>,
+
+    /// How the API server is reached; else by the pod's service account
+    #[arg(long, global = true, env = "KUBECONFIG", value_name = "FILE")]
+    kubeconfig: Option<PathBuf>,
+
+    /// The kubelet's socket that tells which pod has which device, as the host
+    /// names it
+    #[arg(long, global = true, env = "POD_RESOURCES_SOCKET", value_name = "FILE")]
+    #[arg(default_value = "/var/lib/kubelet/pod-resources/kubelet.sock")]
+    pod_resources_socket: PathBuf,
+
+    /// Configuration file, as of NVIDIA's plugin (version: v1), for what neither a
+    /// flag nor a variable says
+    #[arg(long, global = true, env = "CONFIG_FILE", value_name = "FILE")]
+    config_file: Option<PathBuf>,
+
     /// Form of the log lines on standard error: text or json
     #[arg(long, global = true, env = "LOG_FORMAT", value_name = "FORMAT")]
     #[arg(default_value = "text")]
@@ -199,6 +293,11 @@ pub(super) struct Arguments {
     )]
     #[arg(default_value = "/proc")]
     procfs_root: PathBuf,
+
+    /// The kernel log
+    #[arg(long, global = true, env = "KMSG", value_name = "FILE", hide = true)]
+    #[arg(default_value = "/dev/kmsg")]
+    kmsg: PathBuf,
 
     /// Folder of the links to device nodes by their numbers: the host's /dev/char
     #[arg(
@@ -254,20 +353,21 @@ pub(super) enum Commands {
 
 /// clap stops at the first argument that it cannot take: note it, take it out,
 /// and read again. None: what is wrong leaves nothing to check.
+///
+/// The flags' variables are not read here: they are looked up beside the
+/// configuration file. Help tells of them.
 pub(super) fn read(
     mut arguments: Vec<OsString>,
     errors: &mut UsageErrors,
 ) -> Result<Option<ArgMatches>, Stop> {
     loop {
-        let error = match Arguments::command().try_get_matches_from(&arguments) {
+        let command = Arguments::command().mut_args(|flag| flag.env(Resettable::Reset));
+        let error = match command.try_get_matches_from(&arguments) {
             Ok(matches) => return Ok(Some(matches)),
             Err(error) => error,
         };
-        if matches!(
-            error.kind(),
-            ErrorKind::DisplayHelp | ErrorKind::DisplayVersion
-        ) {
-            return Err(Stop::Help(error.to_string()));
+        if is_help(&error) {
+            return Err(Stop::Help(help(&arguments, &error)));
         }
         errors.0.push(first_sentence(&error));
         let wrong = [ContextKind::InvalidArg, ContextKind::InvalidSubcommand]
@@ -279,6 +379,21 @@ pub(super) fn read(
         if !wrong.is_some_and(|wrong| take_out(&mut arguments, wrong)) {
             return Ok(None);
         }
+    }
+}
+
+fn is_help(error: &clap::Error) -> bool {
+    matches!(
+        error.kind(),
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion
+    )
+}
+
+/// The help that was asked for, with the variables.
+fn help(arguments: &[OsString], without: &clap::Error) -> String {
+    match Arguments::command().try_get_matches_from(arguments) {
+        Err(error) if is_help(&error) => error.to_string(),
+        _ => without.to_string(),
     }
 }
 
@@ -325,24 +440,12 @@ pub(super) fn flag(id: &str) -> String {
     format!("--{}", id.replace('_', "-"))
 }
 
-fn argument_of<T>(id: &str, read: impl Fn(&clap::Arg) -> T) -> Option<T> {
-    Arguments::command()
-        .get_arguments()
-        .find(|argument| argument.get_id() == id)
-        .map(read)
-}
-
-pub(super) fn variable(id: &str) -> String {
-    let name = argument_of(id, |argument| argument.get_env().map(|env| env.to_owned()));
-    name.flatten()
-        .map_or_else(|| flag(id), |name| name.to_string_lossy().into_owned())
-}
-
-pub(super) fn default_of(id: &str) -> Option<Option<String>> {
-    argument_of(id, |argument| {
-        argument
-            .get_default_values()
-            .first()
-            .map(|value| value.to_string_lossy().into_owned())
-    })
+/// The variable of each flag, by the flag's ID.
+pub(super) fn variables() -> BTreeMap<String, String> {
+    let command = Arguments::command();
+    let named = command.get_arguments().filter_map(|flag| {
+        let name = flag.get_env()?.to_string_lossy().into_owned();
+        Some((flag.get_id().to_string(), name))
+    });
+    named.collect()
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -96,22 +97,52 @@ pub(super) fn address(text: &str) -> Result<SocketAddr, String> {
         .map_err(|_| "is not an address and port such as 0.0.0.0:9402".into())
 }
 
+/// A time of what is done again and again.
 pub(super) fn interval(text: &str) -> Result<Duration, String> {
-    const FAULT: &str = "is not a time such as 5s, 500ms or 1m, from 100ms to 10m";
+    let allowed = Duration::from_millis(100)..=Duration::from_secs(600);
+    time(text)
+        .filter(|time| allowed.contains(time))
+        .ok_or_else(|| "is not a time such as 5s, 500ms or 1m, from 100ms to 10m".into())
+}
+
+/// A time that may be none, and a day at most.
+pub(super) fn day(text: &str) -> Result<Duration, String> {
+    let allowed = Duration::ZERO..=Duration::from_secs(24 * 3600);
+    time(text)
+        .filter(|time| allowed.contains(time))
+        .ok_or_else(|| "is not a time such as 90s, 5m or 1h, from 0s to 24h".into())
+}
+
+fn time(text: &str) -> Option<Duration> {
     let digits = text.trim_end_matches(|letter: char| letter.is_ascii_alphabetic());
-    let number: u32 = digits.parse().map_err(|_| FAULT)?;
+    let number: u32 = digits.parse().ok()?;
     let unit = match &text[digits.len()..] {
         "ms" => Duration::from_millis(1),
         "s" => Duration::from_secs(1),
         "m" => Duration::from_secs(60),
-        _ => return Err(FAULT.into()),
+        "h" => Duration::from_secs(3600),
+        _ => return None,
     };
-    let time = unit.saturating_mul(number);
-    let allowed = Duration::from_millis(100)..=Duration::from_secs(600);
-    if allowed.contains(&time) {
-        Ok(time)
+    Some(unit.saturating_mul(number))
+}
+
+/// A whole number.
+pub(super) fn number(text: &str, allowed: RangeInclusive<u32>) -> Result<u32, String> {
+    let number = text.parse().ok();
+    number
+        .filter(|number| allowed.contains(number))
+        .ok_or_else(|| {
+            let (least, most) = (allowed.start(), allowed.end());
+            format!("is not a whole number from {least} to {most}")
+        })
+}
+
+/// A node's name (Kubernetes' pkg/apis/core/validation, `ValidateNodeName`).
+pub(super) fn node_name(text: &str) -> Result<String, String> {
+    if text.len() <= 253 && is_domain(text) {
+        Ok(text.into())
     } else {
-        Err(FAULT.into())
+        Err("is not a node's name, which is a DNS name in lower case".into())
     }
 }
 
@@ -287,6 +318,8 @@ mod tests {
     fn times_and_addresses() {
         assert_eq!(interval("500ms"), Ok(Duration::from_millis(500)));
         assert_eq!(interval("1m"), Ok(Duration::from_secs(60)));
+        assert_eq!(day("0s"), Ok(Duration::ZERO));
+        assert_eq!(day("24h"), day("86400000ms"));
         for bad in [
             "",
             "5",
@@ -300,8 +333,23 @@ mod tests {
         ] {
             assert!(interval(bad).is_err(), "{bad}");
         }
+        for bad in ["", "1", "25h", "-1s", "1d", "1h30m"] {
+            assert!(day(bad).is_err(), "{bad}");
+        }
         assert_eq!(address(":9402"), Ok(([0, 0, 0, 0], 9402).into()));
         assert!(address("9402").is_err());
+    }
+
+    #[test]
+    fn numbers_and_names_of_nodes() {
+        assert_eq!(number("100", 0..=100), Ok(100));
+        for bad in ["", "0", "1001", "-1", "1.0", "99999999999"] {
+            assert!(number(bad, 1..=1000).is_err(), "{bad}");
+        }
+        assert!(node_name("gpu-1.example.com").is_ok());
+        for bad in ["", "Gpu", "gpu_1", "a..b", &"a".repeat(254)] {
+            assert!(node_name(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -2,8 +2,8 @@
 //!
 //! nvml-wrapper's event set borrows the library, frees the whole set when one
 //! registration fails, and drops the MIG instance IDs of an event. So the four
-//! calls are made here, on the raw interface. This is the only module that is
-//! allowed unsafe code.
+//! calls are made here, on the raw interface. This module and `raw.rs` are the
+//! only ones that are allowed unsafe code.
 
 #![allow(unsafe_code)]
 

@@ -3,20 +3,18 @@
 //! Function names in errors are those of NVML's manual
 //! (<https://docs.nvidia.com/deploy/nvml-api/>).
 
+use std::collections::HashMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use nvml_wrapper::enum_wrappers::device::TemperatureSensor;
-use nvml_wrapper::enums::device::SampleValue;
 use nvml_wrapper::error::NvmlError;
-use nvml_wrapper::structs::device::FieldId;
-use nvml_wrapper::sys_exports::field_id::NVML_FI_DEV_GET_GPU_RECOVERY_ACTION;
 use nvml_wrapper::{Device, Nvml};
 
 use super::error::{failed, supported};
 use super::events::NvmlEvents;
 use super::mig::Parent;
+use super::vitals::{self, Memory};
 use super::{
     ComputeCapability, EventSource, Gpu, GpuLibrary, GpuUuid, LibraryError, OpenError, Reading,
     Vitals,
@@ -29,6 +27,9 @@ const SONAME: &str = "libnvidia-ml.so.1";
 pub struct NvmlLibrary {
     nvml: Arc<Nvml>,
     sysfs: PathBuf,
+    /// What spares the next probe calls. A GPU's is forgotten when it is read, and
+    /// when a probe fails.
+    memories: Mutex<HashMap<GpuUuid, Memory>>,
 }
 
 impl NvmlLibrary {
@@ -63,12 +64,18 @@ impl NvmlLibrary {
         Ok(Self {
             nvml: Arc::new(nvml),
             sysfs: sysfs.into(),
+            memories: Mutex::default(),
         })
     }
 
     fn device(&self, uuid: &GpuUuid) -> Result<Device<'_>, LibraryError> {
         let device = self.nvml.device_by_uuid(uuid.as_str());
         device.map_err(|error| failed("nvmlDeviceGetHandleByUUID", error))
+    }
+
+    /// Held for no call: one may hang.
+    fn memories(&self) -> MutexGuard<'_, HashMap<GpuUuid, Memory>> {
+        self.memories.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn read_details(&self, device: &Device<'_>, uuid: GpuUuid) -> Result<Gpu, LibraryError> {
@@ -145,6 +152,7 @@ impl GpuLibrary for NvmlLibrary {
                 return Reading::Unidentified { index, error };
             }
         };
+        self.memories().remove(&uuid);
         match self.read_details(&device, uuid.clone()) {
             Ok(gpu) => Reading::Gpu(gpu),
             Err(error) => Reading::Partial { uuid, index, error },
@@ -153,16 +161,10 @@ impl GpuLibrary for NvmlLibrary {
 
     fn probe(&self, uuid: &GpuUuid) -> Result<Vitals, LibraryError> {
         let device = self.device(uuid)?;
-        supported("nvmlDeviceGetMemoryInfo", device.memory_info())?;
-        // Memory info may be answered by the kernel; the sensor sits on the GPU.
-        supported(
-            "nvmlDeviceGetTemperature",
-            device.temperature(TemperatureSensor::Gpu),
-        )?;
-        Ok(Vitals {
-            recovery_action: recovery_action(&device)?,
-            ..Vitals::default()
-        })
+        let mut memory = self.memories().remove(uuid).unwrap_or_default();
+        let vitals = vitals::read(&device, &mut memory)?;
+        self.memories().insert(uuid.clone(), memory);
+        Ok(vitals)
     }
 
     fn events(self: Arc<Self>, gpus: &[GpuUuid]) -> Result<Box<dyn EventSource>, LibraryError> {
@@ -175,22 +177,6 @@ impl GpuLibrary for NvmlLibrary {
             &devices,
         )?))
     }
-}
-
-fn recovery_action(device: &Device<'_>) -> Result<Option<u32>, LibraryError> {
-    const CALL: &str = "nvmlDeviceGetFieldValues";
-    let fields = device.field_values_for(&[FieldId(NVML_FI_DEV_GET_GPU_RECOVERY_ACTION)]);
-    let Some(mut fields) = supported(CALL, fields)? else {
-        return Ok(None);
-    };
-    let Some(Ok(field)) = fields.pop() else {
-        return Ok(None);
-    };
-    Ok(match supported(CALL, field.value)? {
-        Some(SampleValue::U32(action)) => Some(action),
-        Some(SampleValue::U64(action)) => u32::try_from(action).ok(),
-        _ => None,
-    })
 }
 
 /// The NUMA node of a PCI device as sysfs tells it; none where it says -1,

@@ -16,7 +16,7 @@ use crate::gpu::GpuUuid;
 /// The file's name in the state folder.
 pub const FILE: &str = "health.json";
 /// Where one that could not be understood is put.
-const DAMAGED: &str = "health.json.damaged";
+pub const DAMAGED: &str = "health.json.damaged";
 
 /// A file that is longer is none of ours: 16 GPUs take a few kilobytes.
 const LONGEST: u64 = 1 << 20;

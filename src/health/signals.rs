@@ -212,6 +212,9 @@ impl Kind {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::health::xid::catalogue::CATALOGUE;
+
+    const DOCUMENT: &str = include_str!("../../docs/health.md");
 
     #[test]
     fn each_kind_has_its_row() {
@@ -220,5 +223,49 @@ mod tests {
             assert_eq!(signal.kind.signal().reason, signal.reason);
         }
         assert_eq!(Kind::FabricDegraded as usize, SIGNALS.len() - 1);
+    }
+
+    /// The lines of the table below this heading.
+    fn table(heading: &str) -> Vec<&'static str> {
+        let (_, rest) = DOCUMENT.split_once(heading).unwrap();
+        let rows = rest.lines().skip_while(|line| !line.starts_with("|---"));
+        rows.skip(1)
+            .take_while(|line| line.starts_with('|'))
+            .collect()
+    }
+
+    #[test]
+    fn the_documentation_has_the_same_table_of_signals() {
+        let row = |signal: &Signal| {
+            let class = match signal.kind {
+                Kind::Xid => "by XID",
+                _ if signal.class.acts() => signal.class.name(),
+                _ => "reported only",
+            };
+            let Signal {
+                reason,
+                source,
+                remedy,
+                ..
+            } = signal;
+            format!("| `{reason}` | {source} | {class} | {remedy} |")
+        };
+        let rows: Vec<_> = SIGNALS.iter().map(row).collect();
+        assert_eq!(table("## Signals"), rows, "\n{}\n", rows.join("\n"));
+    }
+
+    #[test]
+    fn the_documentation_has_every_xid() {
+        let row = |entry: &crate::health::xid::catalogue::Entry| {
+            format!(
+                "| {} | {} | {} | {} |",
+                entry.xid,
+                entry.name,
+                entry.class,
+                entry.action.remedy()
+            )
+        };
+        let rows: Vec<_> = CATALOGUE.iter().map(row).collect();
+        assert_eq!(table("## XIDs"), rows, "\n{}\n", rows.join("\n"));
     }
 }

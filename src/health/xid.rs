@@ -3,6 +3,7 @@
 pub mod catalogue;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 
 use super::class::Class;
 
@@ -87,6 +88,26 @@ impl XidPolicy {
     }
 }
 
+/// After other flags, nothing where all is as it is built in: the variables, and
+/// the configuration file's key.
+impl fmt::Display for XidPolicy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let lists = [
+            (DISABLE_VARIABLE, &self.disabled),
+            (ENABLE_VARIABLE, &self.enabled),
+        ];
+        for (variable, list) in lists.into_iter().filter(|(_, list)| !list.is_empty()) {
+            write!(f, " {variable}={list}")?;
+        }
+        if !self.overrides.is_empty() {
+            let classes = self.overrides.iter();
+            let classes = classes.map(|(xid, class)| format!("{xid}:{}", class.name()));
+            write!(f, " health.xids={}", classes.collect::<Vec<_>>().join(","))?;
+        }
+        Ok(())
+    }
+}
+
 fn built_in(xid: u64) -> Class {
     catalogue::of(xid).map_or(Class::Application, |entry| entry.class)
 }
@@ -99,6 +120,10 @@ struct XidList {
 }
 
 impl XidList {
+    fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
     /// `xids` is `all`, as NVIDIA's plugin has no other health checks. What stands
     /// between two commas may be nothing.
     fn parse(variable: &str, value: &str, faults: &mut Vec<String>) -> Self {
@@ -115,6 +140,14 @@ impl XidList {
             }
         }
         list
+    }
+}
+
+impl fmt::Display for XidList {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let all = self.all.then(|| "all".to_owned()).into_iter();
+        let words = all.chain(self.xids.iter().map(u64::to_string));
+        f.write_str(&words.collect::<Vec<_>>().join(","))
     }
 }
 

@@ -1,4 +1,4 @@
-//! Hints that something has changed in the kubelet's folder.
+//! Hints that something has changed in the kubelet's folder, or another.
 //!
 //! inotify tells at once, and is not to be relied upon: it is silent about a
 //! folder that was made anew, may be out of watches, and may overflow. So what
@@ -19,9 +19,24 @@ use tracing::{debug, warn};
 
 /// Without a word from inotify, look this often.
 const TICK: Duration = Duration::from_secs(30);
-/// The same while the folder cannot be watched: what bounds the time to
-/// registration then.
-const TICK_UNWATCHED: Duration = Duration::from_millis(100);
+
+/// What is watched.
+#[derive(Clone, Copy, Debug)]
+pub struct Subject {
+    /// For the log.
+    pub name: &'static str,
+    /// Whether this may be a change that somebody waits for.
+    pub matters: fn(&Event) -> bool,
+    /// How often to look while it cannot be watched.
+    pub unwatched: Duration,
+}
+
+const KUBELET: Subject = Subject {
+    name: "the kubelet's folder",
+    matters,
+    // What bounds the time to registration then.
+    unwatched: Duration::from_millis(100),
+};
 
 /// The kubelet's folder, as one moment showed it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,8 +47,18 @@ struct FolderId {
     links: u64,
 }
 
-/// Watches `folder` for ever, and bumps `hints` whenever to look.
+/// Watches the kubelet's `folder` for ever, and bumps `hints` whenever to look.
 pub async fn watch(folder: PathBuf, hints: watch::Sender<u64>) {
+    watch_for(KUBELET, folder, hints).await;
+}
+
+/// The same with any folder.
+pub async fn watch_for(subject: Subject, folder: PathBuf, hints: watch::Sender<u64>) {
+    let Subject {
+        name,
+        matters,
+        unwatched,
+    } = subject;
     let (woken, mut wakes) = watch::channel(0_u64);
     let mut watched: Option<Watched> = None;
     let mut told = false;
@@ -41,15 +66,16 @@ pub async fn watch(folder: PathBuf, hints: watch::Sender<u64>) {
         watched = watched.filter(|watched| !watched.gone.load(Ordering::Acquire));
         let now = identify(&folder);
         if now != watched.as_ref().map(|watched| watched.id) {
-            watched = now.and_then(|id| match Watched::start(&folder, id, woken.clone()) {
+            watched = now.and_then(|id| match Watched::start(&folder, id, matters, woken.clone()) {
                 Ok(watched) => {
                     told = false;
-                    debug!(folder = %folder.display(), "watching the kubelet's folder");
+                    debug!(folder = %folder.display(), "watching {name}");
                     Some(watched)
                 }
                 Err(error) => {
                     if !told {
-                        warn!(%error, folder = %folder.display(), "cannot watch the kubelet's folder; looking every 100 ms");
+                        let folder = folder.display();
+                        warn!(%error, %folder, "cannot watch {name}; looking every {unwatched:?}");
                         told = true;
                     }
                     None
@@ -58,11 +84,7 @@ pub async fn watch(folder: PathBuf, hints: watch::Sender<u64>) {
         }
         // After the watch is in place: what happened before it is looked at now.
         hints.send_modify(|hint| *hint += 1);
-        let tick = if watched.is_some() {
-            TICK
-        } else {
-            TICK_UNWATCHED
-        };
+        let tick = if watched.is_some() { TICK } else { unwatched };
         if let Ok(Err(_)) = timeout(tick, wakes.changed()).await {
             return;
         }
@@ -96,7 +118,12 @@ struct Watched {
 }
 
 impl Watched {
-    fn start(folder: &Path, id: FolderId, woken: watch::Sender<u64>) -> notify::Result<Self> {
+    fn start(
+        folder: &Path,
+        id: FolderId,
+        matters: fn(&Event) -> bool,
+        woken: watch::Sender<u64>,
+    ) -> notify::Result<Self> {
         let gone = Arc::new(AtomicBool::new(false));
         let (path, ended) = (folder.to_owned(), gone.clone());
         // Called on notify's thread: it may not block.

@@ -1,5 +1,6 @@
 //! What the monitor makes of the XIDs that were heard.
 
+use tokio::time::Instant;
 use tracing::warn;
 
 use super::Monitor;
@@ -155,6 +156,13 @@ impl Monitor {
             file.kernel_log_seq = seen;
             file.gpus = inventory.keep();
         });
+    }
+
+    /// When to ask, lest a GPU that is well again waits for the next poll.
+    pub(super) fn next_recovery(&self) -> Option<Instant> {
+        let now = since_boot();
+        let until = self.inventory.next_recovery(now)?;
+        Some(Instant::now() + until.saturating_sub(now))
     }
 
     /// Looks whether the kernel has a PCI device for each GPU. The next publishing

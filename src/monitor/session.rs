@@ -2,10 +2,11 @@
 
 mod supply;
 
+use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tracing::{debug, info, warn};
 
 use self::supply::Supplies;
@@ -19,6 +20,14 @@ use crate::health::reducer::Signal;
 
 /// Without a reason to look sooner, all GPUs are enumerated again after this.
 const RESCAN: Duration = Duration::from_secs(30);
+
+/// Never, where there is no such time.
+async fn at(time: Option<Instant>) {
+    match time {
+        Some(time) => sleep_until(time).await,
+        None => pending().await,
+    }
+}
 
 /// What a call is about, so that none is made twice at once.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -117,6 +126,7 @@ impl<'a> Session<'a> {
         let rescan = self.monitor.rescan.clone();
         self.ask_driver();
         loop {
+            let recovery = self.monitor.next_recovery();
             let broken = tokio::select! {
                 outcome = self.calls.next() => self.came_back(outcome),
                 outcome = self.supplies.next() => { self.supplied(outcome); None }
@@ -127,6 +137,11 @@ impl<'a> Session<'a> {
                     None
                 }
                 _ = poll.tick() => self.poll(),
+                // It need not wait for the next poll.
+                () = at(recovery) => {
+                    self.probe_all();
+                    None
+                }
                 () = rescan.notified() => {
                     self.scan_due = true;
                     self.driver_due = true;

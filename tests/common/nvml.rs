@@ -1,6 +1,7 @@
 //! A node with simulated GPUs: the simulated NVML, the driver's files, device
 //! nodes, sysfs and procfs, all in one temporary folder.
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::Write;
@@ -9,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
+use rustix::fs::{CWD, FileType, mknodat};
 use tempfile::TempDir;
 
 use super::cargo;
@@ -18,8 +20,8 @@ use super::elf::{Machine, SharedObject};
 pub mod state;
 
 pub use state::{
-    Ecc, Event, Gpu, Link, MAX_GPUS, Mig, MigInstance, PciLink, Peer, RemappedRows, Return, State,
-    TopologyLevel,
+    Ecc, Event, FABRIC_WELL, Fabric, Gpu, Link, MAX_GPUS, Mig, MigInstance, PciLink, Peer,
+    RemappedRows, RetiredPages, Return, State, TopologyLevel,
 };
 
 /// Beside the library's copy, where it looks for its state.
@@ -39,6 +41,8 @@ struct Node {
     state: State,
     written: SystemTime,
     replaced: Instant,
+    /// GPUs without a PCI device, by position.
+    pulled: BTreeSet<usize>,
 }
 
 impl SimulatedNode {
@@ -61,6 +65,7 @@ impl SimulatedNode {
                 state,
                 written: SystemTime::UNIX_EPOCH,
                 replaced: Instant::now(),
+                pulled: BTreeSet::new(),
             }),
             root,
         };
@@ -87,6 +92,8 @@ impl SimulatedNode {
         }
         let mig_minors = self.proc().join("driver/nvidia-caps/mig-minors");
         write(&mig_minors, &mig_minors_table());
+        self.boot("b0071d00-0000-4000-8000-000000000001");
+        mknodat(CWD, self.kmsg(), FileType::Fifo, 0o600.into(), 0).expect("make a FIFO");
         let library = simulated_nvml_library();
         fs::copy(library, self.nvml_library()).expect("copy the simulated NVML");
     }
@@ -101,8 +108,8 @@ impl SimulatedNode {
         if let Err(error) = node.state.validate() {
             panic!("the library would refuse this state: {error}");
         }
-        for gpu in &node.state.gpus {
-            self.lay_out_gpu(gpu);
+        for (position, gpu) in node.state.gpus.iter().enumerate() {
+            self.lay_out_gpu(gpu, node.pulled.contains(&position));
         }
         let json = serde_json::to_string_pretty(&node.state).expect("write the state as JSON");
         node.replace(&self.root, &self.state_file(), &json);
@@ -138,6 +145,17 @@ impl SimulatedNode {
         self.edit(|state| push_xid(state, gpu, xid, Some(instances)));
     }
 
+    /// Any number of XID critical errors of a whole GPU, all in one step.
+    pub fn storm(&self, gpu: impl WhichGpu, xids: impl Iterator<Item = u64>) {
+        self.edit(|state| {
+            let uuid = state.gpus[gpu.position(state)].uuid.clone();
+            let events = (state.last_seq() + 1..).zip(xids);
+            state
+                .events
+                .extend(events.map(|(seq, xid)| xid_event(seq, &uuid, xid, None)));
+        });
+    }
+
     /// Changes one GPU.
     pub fn edit_gpu<T>(&self, gpu: impl WhichGpu, change: impl FnOnce(&mut Gpu) -> T) -> T {
         self.edit(|state| {
@@ -156,6 +174,28 @@ impl SimulatedNode {
         self.edit_gpu(gpu, |gpu| gpu.vanished = true);
     }
 
+    /// The kernel has no PCI device any more where the GPU was: its folder in
+    /// sysfs is gone. NVML says what it said before.
+    pub fn pull(&self, gpu: impl WhichGpu) {
+        self.set_pulled(gpu, true);
+    }
+
+    /// The kernel has found the GPU's PCI device again.
+    pub fn plug_in(&self, gpu: impl WhichGpu) {
+        self.set_pulled(gpu, false);
+    }
+
+    fn set_pulled(&self, gpu: impl WhichGpu, pulled: bool) {
+        let mut node = self.lock();
+        let position = gpu.position(&node.state);
+        if pulled {
+            node.pulled.insert(position);
+        } else {
+            node.pulled.remove(&position);
+        }
+        self.lay_out_gpu(&node.state.gpus[position], pulled);
+    }
+
     /// These functions do not return for the GPU, from now on. A name without
     /// its version stands for all versions, `*` for all functions.
     pub fn hang(&self, gpu: impl WhichGpu, functions: &[&str]) {
@@ -169,13 +209,15 @@ impl SimulatedNode {
     }
 
     /// The GPU is as it was before it was lost, vanished, hung or failed; calls
-    /// that hang return. Events stay: they happened.
+    /// that hang return. Events stay: they happened. A PCI device that was pulled
+    /// stays away until [`SimulatedNode::plug_in`].
     pub fn restore(&self, gpu: impl WhichGpu) {
         self.edit_gpu(gpu, |gpu| {
             gpu.lost = false;
             gpu.vanished = false;
             gpu.hang.clear();
             gpu.fail.clear();
+            gpu.fail_fields.clear();
             gpu.recovery_action = Some(0);
         });
     }
@@ -239,13 +281,13 @@ impl SimulatedNode {
         fs::set_permissions(path, fs::Permissions::from_mode(0o755)).expect("make it executable");
     }
 
-    fn lay_out_gpu(&self, gpu: &Gpu) {
+    fn lay_out_gpu(&self, gpu: &Gpu, pulled: bool) {
         let address = gpu.pci_address().expect("a checked state");
         let device = self
             .sys()
             .join("bus/pci/devices")
             .join(address.sysfs_name());
-        if gpu.vanished {
+        if gpu.vanished || pulled {
             // The device file stays behind on a real node as well.
             return fs::remove_dir_all(device).unwrap_or_default();
         }
@@ -397,10 +439,13 @@ impl SimulatedNode {
             ("--procfs-root", self.proc()),
             ("--state-dir", self.state_dir()),
             ("--dev-char-root", self.dev().join("char")),
+            ("--kmsg", self.kmsg()),
         ];
         let texts = [
             ("--http-listen", "127.0.0.1:0"),
             ("--health-poll-interval", "100ms"),
+            ("--health-quiet", "300ms"),
+            ("--health-longest-quiet", "300ms"),
         ];
         let paths = paths
             .into_iter()
@@ -410,6 +455,37 @@ impl SimulatedNode {
             .chain(texts)
             .flat_map(|(flag, value)| [flag.into(), value])
             .collect()
+    }
+
+    /// The kernel log: a FIFO, which waits for its next record as the real one
+    /// does, and keeps no past.
+    pub fn kmsg(&self) -> PathBuf {
+        self.root().join("kmsg")
+    }
+
+    /// The kernel logs a line of its own.
+    pub fn log_in_kernel(&self, seq: u64, line: &str) {
+        // Read too: a FIFO that nobody reads would block.
+        let mut options = File::options();
+        let kmsg = options.read(true).write(true).open(self.kmsg());
+        let mut kmsg = kmsg.expect("open the kernel log");
+        let since_boot = gpu_device_plugin::health::kept::since_boot().as_micros();
+        writeln!(kmsg, "2,{seq},{since_boot},-;{line}").expect("write to the kernel log");
+    }
+
+    /// The kernel logs an XID of the GPU, as the driver words it.
+    pub fn xid_in_kernel_log(&self, position: usize, seq: u64, xid: u64, text: &str) {
+        let bus_id = self.state().gpus[position].pci_bus_id.to_lowercase();
+        // `00000000:3b:00.0` in NVML, `0000:3b:00` in the log.
+        let address = bus_id[4..].split('.').next().expect("a bus ID").to_owned();
+        self.log_in_kernel(seq, &format!("NVRM: Xid (PCI:{address}): {xid}, {text}"));
+    }
+
+    /// The node has booted, and this is the boot's ID.
+    pub fn boot(&self, id: &str) {
+        let folder = self.proc().join("sys/kernel/random");
+        fs::create_dir_all(&folder).expect("create a folder");
+        write(&folder.join("boot_id"), &format!("{id}\n"));
     }
 
     /// Where the plugin keeps what is not the driver's.
@@ -482,14 +558,19 @@ fn mig_minors_table() -> String {
 
 fn push_xid(state: &mut State, gpu: impl WhichGpu, xid: u64, instances: Option<(u32, u32)>) {
     let uuid = state.gpus[gpu.position(state)].uuid.clone();
-    state.events.push(Event {
-        seq: state.last_seq() + 1,
-        uuid,
+    let event = xid_event(state.last_seq() + 1, &uuid, xid, instances);
+    state.events.push(event);
+}
+
+fn xid_event(seq: u64, uuid: &str, xid: u64, instances: Option<(u32, u32)>) -> Event {
+    Event {
+        seq,
+        uuid: uuid.to_owned(),
         kind: state::XID_CRITICAL_ERROR,
         data: xid,
         gpu_instance_id: instances.map(|(gpu_instance, _)| gpu_instance),
         compute_instance_id: instances.map(|(_, compute_instance)| compute_instance),
-    });
+    }
 }
 
 fn write(path: &Path, text: &str) {

@@ -22,6 +22,13 @@ pub const XID_CRITICAL_ERROR: u64 = 8;
 /// The event types that an H200 says it supports.
 pub const SUPPORTED_EVENT_TYPES: u64 = 65439;
 
+/// `nvmlClocksEventReasonGpuIdle`.
+pub const CLOCKS_EVENT_REASON_GPU_IDLE: u64 = 1;
+
+/// The health mask of a fabric in which nothing is amiss: "false" for bandwidth,
+/// two kinds of recovery and routes, and "none" for what is configured wrong.
+pub const FABRIC_WELL: u32 = 2 | 2 << 2 | 2 << 4 | 2 << 6 | 1 << 8;
+
 /// The function name that stands for every function.
 pub const EVERY_FUNCTION: &str = "*";
 
@@ -91,9 +98,33 @@ impl State {
             .unwrap_or_default()
     }
 
-    /// The NVLinks of the GPU at a position, in the order of their numbers.
-    /// A link that only the other end states exists at both.
+    /// Puts the events in the order in which they are delivered.
+    pub fn sort_events(&mut self) {
+        self.events.sort_by_key(|event| event.seq);
+    }
+
+    /// The events after the one with this number. They have to be sorted.
+    pub fn events_after(&self, seq: u64) -> &[Event] {
+        let first = self.events.partition_point(|event| event.seq <= seq);
+        &self.events[first..]
+    }
+
+    /// The NVLinks of the GPU at a position, in the order of their numbers: to
+    /// other GPUs, or else to NVSwitches.
     pub fn nvlinks(&self, position: usize) -> Vec<NvLink> {
+        let to_gpus = self.links_to_gpus(position);
+        if !to_gpus.is_empty() {
+            return to_gpus;
+        }
+        let to_switch = NvLink {
+            to: None,
+            version: 4,
+        };
+        vec![to_switch; self.gpus[position].nvswitch_links]
+    }
+
+    /// A link that only the other end states exists at both.
+    fn links_to_gpus(&self, position: usize) -> Vec<NvLink> {
         let own = self.gpus[position].links.iter();
         let other = self.gpus.iter().enumerate().flat_map(|(from, gpu)| {
             let stated_here = |to| self.gpus[position].links.iter().any(|link| link.to == to);
@@ -107,7 +138,7 @@ impl State {
             .chain(other)
             .flat_map(|(to, link)| {
                 let nvlink = NvLink {
-                    to,
+                    to: Some(to),
                     version: link.version,
                 };
                 std::iter::repeat_n(nvlink, link.count)
@@ -154,13 +185,31 @@ impl State {
             gpu.validate(self.gpus.len())
                 .map_err(|error| format!("{}: {error}", gpu.uuid))?;
         }
+        for position in 0..self.gpus.len() {
+            self.validate_nvlinks(position)?;
+        }
         let fails = std::iter::once(&self.fail).chain(self.gpus.iter().map(|gpu| &gpu.fail));
         for (function, &with) in fails.flatten() {
             if with == Return::Success {
                 return Err(format!("{function} cannot fail with SUCCESS"));
             }
         }
+        let mut of_fields = self.gpus.iter().flat_map(|gpu| &gpu.fail_fields);
+        if let Some((id, _)) = of_fields.find(|(_, with)| **with == Return::Success) {
+            return Err(format!("field {id} cannot fail with SUCCESS"));
+        }
         Ok(())
+    }
+
+    fn validate_nvlinks(&self, position: usize) -> Result<(), String> {
+        let gpu = &self.gpus[position];
+        let links = self.nvlinks(position).len();
+        match gpu.nvlinks_down.last() {
+            Some(&last) if last as usize >= links => {
+                Err(format!("{}: no NVLink {last}, of {links}", gpu.uuid))
+            }
+            _ => Ok(()),
+        }
     }
 }
 
@@ -195,16 +244,30 @@ pub struct Gpu {
     pub recovery_action: Option<u32>,
     /// Row remapping (fields 142 to 145).
     pub remapped_rows: RemappedRows,
+    /// Retired pages (fields 29 to 31), of GPUs before Ampere.
+    pub retired_pages: Option<RetiredPages>,
     /// Errors of the memory.
     pub ecc: Ecc,
+    /// Whether SRAM has more uncorrectable errors than NVIDIA's threshold.
+    pub sram_threshold_exceeded: bool,
     /// Degrees Celsius.
     pub temperature: u32,
     /// Any other field's value, by its ID.
     pub fields: BTreeMap<u32, u64>,
     /// Multi-Instance GPU.
     pub mig: Mig,
+    /// Errors of single fields, by their ID, in a call that succeeds.
+    pub fail_fields: BTreeMap<u32, Return>,
     /// NVLinks to other GPUs.
     pub links: Vec<Link>,
+    /// NVLinks to NVSwitches, of a GPU that has none to other GPUs.
+    pub nvswitch_links: usize,
+    /// Which of its NVLinks are down, by their numbers.
+    pub nvlinks_down: BTreeSet<u32>,
+    /// Its place in the fabric of NVSwitches.
+    pub fabric: Fabric,
+    /// Why clocks are held down: `nvmlClocksEventReasons`, a bit each.
+    pub clocks_event_reasons: u64,
     /// How close other GPUs are.
     pub topology: Vec<Peer>,
     /// The PCIe link.
@@ -227,11 +290,18 @@ impl Default for Gpu {
             fail: BTreeMap::new(),
             recovery_action: Some(0),
             remapped_rows: RemappedRows::default(),
+            retired_pages: None,
             ecc: Ecc::default(),
+            sram_threshold_exceeded: false,
             temperature: 33,
             fields: BTreeMap::new(),
             mig: Mig::default(),
+            fail_fields: BTreeMap::new(),
             links: Vec::new(),
+            nvswitch_links: 18,
+            nvlinks_down: BTreeSet::new(),
+            fabric: Fabric::default(),
+            clocks_event_reasons: CLOCKS_EVENT_REASON_GPU_IDLE,
             topology: Vec::new(),
             pci_link: PciLink::default(),
         }
@@ -260,7 +330,11 @@ impl Gpu {
         if let Some(to) = peers.into_iter().find(|&to| to >= gpus) {
             return Err(format!("no GPU {to} to connect to"));
         }
-        if self.links.iter().any(|link| link.count > MAX_GPUS * 2) {
+        let of_links = self.links.iter().map(|link| link.count);
+        if of_links
+            .chain([self.nvswitch_links])
+            .any(|count| count > MAX_GPUS * 2)
+        {
             return Err("more links than any GPU has".to_owned());
         }
         let profiles = self.mig.instances.iter();
@@ -315,6 +389,18 @@ pub struct RemappedRows {
     pub pending: bool,
     /// Whether a remapping failed: the GPU is to be replaced.
     pub failure: bool,
+}
+
+/// Retired pages of the memory.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RetiredPages {
+    /// Pages retired for many single-bit errors.
+    pub single_bit: u32,
+    /// Pages retired for a double-bit error.
+    pub double_bit: u32,
+    /// Whether a page waits for a reset to be retired.
+    pub pending: bool,
 }
 
 /// Error correction, and the errors since the driver was loaded.
@@ -396,10 +482,35 @@ pub struct Link {
 /// One NVLink of a GPU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NvLink {
-    /// The other GPU's position in `gpus`.
-    pub to: usize,
+    /// The other GPU's position in `gpus`; none is an NVSwitch.
+    pub to: Option<usize>,
     /// NVLink's version.
     pub version: u32,
+}
+
+/// `nvmlGpuFabricInfoV_t`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Fabric {
+    /// 0 no fabric, 1 not started, 2 in progress, 3 completed.
+    pub state: u8,
+    /// An `nvmlReturn_t`, once it is completed.
+    pub status: u32,
+    /// `NVML_GPU_FABRIC_HEALTH_MASK_*`, each at its shift.
+    pub health_mask: u32,
+    /// The newest version of the structure that the driver knows: 2 or 3.
+    pub version: u32,
+}
+
+impl Default for Fabric {
+    fn default() -> Self {
+        Self {
+            state: 3,
+            status: 0,
+            health_mask: FABRIC_WELL,
+            version: 3,
+        }
+    }
 }
 
 /// How close another GPU is, stated at either end.
@@ -465,10 +576,10 @@ pub struct Event {
     #[serde(default)]
     pub data: u64,
     /// The GPU instance that it is about, if one.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gpu_instance_id: Option<u32>,
     /// The compute instance that it is about, if one.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub compute_instance_id: Option<u32>,
 }
 

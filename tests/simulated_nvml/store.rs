@@ -138,7 +138,8 @@ impl Store {
         let mut json = Vec::new();
         file.read_to_end(&mut json)
             .map_err(|error| error.to_string())?;
-        let state: State = serde_json::from_slice(&json).map_err(|error| error.to_string())?;
+        let mut state: State = serde_json::from_slice(&json).map_err(|error| error.to_string())?;
+        state.sort_events();
         state.validate().map(|()| state)
     }
 }

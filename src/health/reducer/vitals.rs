@@ -6,8 +6,7 @@ use crate::gpu::{Fabric, RetiredPages, Vitals};
 use crate::health::cause::Cause;
 use crate::health::signals::Kind;
 
-/// So many retired pages are NVIDIA's threshold for the replacement of a GPU
-/// (<https://docs.nvidia.com/deploy/dynamic-page-retirement/>).
+/// A GPU can retire 64 pages; with so many NVIDIA is reported to take it back.
 const MOST_RETIRED_PAGES: u32 = 60;
 
 /// `NVML_GPU_FABRIC_STATE_*`.

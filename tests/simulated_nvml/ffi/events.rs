@@ -43,13 +43,9 @@ struct Progress {
 impl Progress {
     /// The next event that the set is registered for; those before it are
     /// passed over for good, as no GPU tells its past to a later registration.
-    fn next<'a>(&mut self, events: &'a [Event]) -> Option<&'a Event> {
-        let mut new: Vec<_> = events
-            .iter()
-            .filter(|event| event.seq > self.seen)
-            .collect();
-        new.sort_by_key(|event| event.seq);
-        for event in new {
+    /// Storms are told an event a call, so a call looks at those that are new.
+    fn next<'a>(&mut self, state: &'a State) -> Option<&'a Event> {
+        for event in state.events_after(self.seen) {
             self.seen = event.seq;
             let types = self.registered.get(&event.uuid);
             if types.is_some_and(|types| types & event.kind != 0) {
@@ -165,9 +161,7 @@ fn wait(
         if let Err(failure) = failure(&state.fail, function) {
             return Some(Err(failure));
         }
-        lock(&set)
-            .next(&state.events)
-            .map(|event| Ok(event_data(event)))
+        lock(&set).next(&state).map(|event| Ok(event_data(event)))
     });
     match happened {
         Ok(Some(happened)) => put(Some(data), happened?),

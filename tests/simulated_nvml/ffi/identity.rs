@@ -16,6 +16,8 @@ use crate::state::{Gpu, PciAddress, Return};
 /// An H200's, device in the upper half and vendor in the lower.
 const PCI_DEVICE_ID: c_uint = 0x2335_10de;
 const PCI_SUBSYSTEM_ID: c_uint = 0x18bf_10de;
+/// A third-generation NVSwitch's, likewise.
+const NVSWITCH_PCI_IDS: (c_uint, c_uint) = (0x22a3_10de, 0x1796_10de);
 
 #[unsafe(no_mangle)]
 extern "C" fn nvmlDeviceGetUUID(
@@ -150,20 +152,36 @@ fn put_pci_info(device: &Device, info: Out<'_, nvmlPciInfo_t>) -> Answer {
     put(info, pci_info(device.whole()?)?)
 }
 
-/// Where a GPU sits, in NVML's two spellings.
+/// Where a GPU sits.
 pub(super) fn pci_info(gpu: &Gpu) -> Result<nvmlPciInfo_t, Return> {
+    let address = gpu.pci_address().ok_or(Return::Unknown)?;
+    Ok(pci_info_at(address, (PCI_DEVICE_ID, PCI_SUBSYSTEM_ID)))
+}
+
+/// Where an NVSwitch sits: one stands for all of the node.
+pub(super) fn nvswitch_pci_info() -> nvmlPciInfo_t {
+    let address = PciAddress {
+        domain: 0,
+        bus: 0x05,
+        device: 0,
+    };
+    pci_info_at(address, NVSWITCH_PCI_IDS)
+}
+
+/// An address in NVML's two spellings.
+fn pci_info_at(address: PciAddress, ids: (c_uint, c_uint)) -> nvmlPciInfo_t {
     let PciAddress {
         domain,
         bus,
         device,
-    } = gpu.pci_address().ok_or(Return::Unknown)?;
-    Ok(nvmlPciInfo_t {
+    } = address;
+    nvmlPciInfo_t {
         busIdLegacy: chars(&format!("{domain:04X}:{bus:02X}:{device:02X}.0")),
         domain,
         bus: bus.into(),
         device: device.into(),
-        pciDeviceId: PCI_DEVICE_ID,
-        pciSubSystemId: PCI_SUBSYSTEM_ID,
+        pciDeviceId: ids.0,
+        pciSubSystemId: ids.1,
         busId: chars(&format!("{domain:08X}:{bus:02X}:{device:02X}.0")),
-    })
+    }
 }

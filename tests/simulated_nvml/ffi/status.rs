@@ -1,19 +1,13 @@
 //! How a device is: what only the GPU itself can answer.
 
-use std::ffi::{c_int, c_uint, c_ulonglong};
+use std::ffi::{c_uint, c_ulonglong};
 
-use nvml_wrapper_sys::bindings::field_id::{
-    NVML_FI_DEV_GET_GPU_RECOVERY_ACTION, NVML_FI_DEV_REMAPPED_COR, NVML_FI_DEV_REMAPPED_FAILURE,
-    NVML_FI_DEV_REMAPPED_PENDING, NVML_FI_DEV_REMAPPED_UNC,
-};
 use nvml_wrapper_sys::bindings::{
-    nvmlDevice_t, nvmlEnableState_t, nvmlFieldValue_t, nvmlMemory_t, nvmlMemory_v2_t,
-    nvmlPstates_t, nvmlReturn_t, nvmlUtilization_t, nvmlValue_t,
-    nvmlValueType_enum_NVML_VALUE_TYPE_UNSIGNED_INT as UNSIGNED_INT,
-    nvmlValueType_enum_NVML_VALUE_TYPE_UNSIGNED_LONG_LONG as UNSIGNED_LONG_LONG, nvmlValueType_t,
+    nvmlDevice_t, nvmlEnableState_t, nvmlMemory_t, nvmlMemory_v2_t, nvmlPstates_t, nvmlReturn_t,
+    nvmlUtilization_t,
 };
 
-use super::args::{Answer, InOut, Out, array, put, put_both, version_of};
+use super::args::{Answer, InOut, Out, put, version_of};
 use super::call::{Device, Reach, device_call};
 use crate::state::{Gpu, Return};
 
@@ -84,166 +78,6 @@ extern "C" fn nvmlDeviceGetTemperature(
 }
 
 #[unsafe(no_mangle)]
-extern "C" fn nvmlDeviceGetFieldValues(
-    device: nvmlDevice_t,
-    count: c_int,
-    values: *mut nvmlFieldValue_t,
-) -> nvmlReturn_t {
-    device_call(
-        "nvmlDeviceGetFieldValues",
-        Reach::Device,
-        device,
-        |device| {
-            let count = usize::try_from(count).map_err(|_| Return::InvalidArgument)?;
-            let gpu = device.whole()?;
-            for value in array(values, count)? {
-                // Each field has a return value of its own.
-                let outcome = field(gpu, value.fieldId);
-                value.nvmlReturn = outcome.err().unwrap_or(Return::Success) as nvmlReturn_t;
-                if let Ok((kind, number)) = outcome {
-                    value.valueType = kind;
-                    value.value = nvmlValue_t { ullVal: number };
-                }
-            }
-            Ok(())
-        },
-    )
-}
-
-/// A field's type and value.
-fn field(gpu: &Gpu, id: c_uint) -> Result<(nvmlValueType_t, u64), Return> {
-    let rows = &gpu.remapped_rows;
-    let long = |value: u64| Ok((UNSIGNED_LONG_LONG, value));
-    match id {
-        NVML_FI_DEV_REMAPPED_COR => long(rows.correctable.into()),
-        NVML_FI_DEV_REMAPPED_UNC => long(rows.uncorrectable.into()),
-        NVML_FI_DEV_REMAPPED_PENDING => long(rows.pending.into()),
-        NVML_FI_DEV_REMAPPED_FAILURE => long(rows.failure.into()),
-        NVML_FI_DEV_GET_GPU_RECOVERY_ACTION => match gpu.recovery_action {
-            Some(action) => Ok((UNSIGNED_INT, action.into())),
-            None => Err(Return::InvalidArgument),
-        },
-        other => match gpu.fields.get(&other) {
-            Some(&value) => long(value),
-            None => Err(Return::NotSupported),
-        },
-    }
-}
-
-#[unsafe(no_mangle)]
-extern "C" fn nvmlDeviceGetRemappedRows(
-    device: nvmlDevice_t,
-    correctable: Out<'_, c_uint>,
-    uncorrectable: Out<'_, c_uint>,
-    pending: Out<'_, c_uint>,
-    failure: Out<'_, c_uint>,
-) -> nvmlReturn_t {
-    device_call(
-        "nvmlDeviceGetRemappedRows",
-        Reach::Device,
-        device,
-        |device| {
-            let rows = &device.whole()?.remapped_rows;
-            let counts = (rows.correctable, rows.uncorrectable);
-            put_both(correctable, uncorrectable, counts)?;
-            put_both(pending, failure, (rows.pending.into(), rows.failure.into()))
-        },
-    )
-}
-
-#[unsafe(no_mangle)]
-extern "C" fn nvmlDeviceGetEccMode(
-    device: nvmlDevice_t,
-    current: Out<'_, nvmlEnableState_t>,
-    pending: Out<'_, nvmlEnableState_t>,
-) -> nvmlReturn_t {
-    device_call("nvmlDeviceGetEccMode", Reach::Device, device, |device| {
-        let enabled = device.whole()?.ecc.enabled.into();
-        put_both(current, pending, (enabled, enabled))
-    })
-}
-
-#[unsafe(no_mangle)]
-extern "C" fn nvmlDeviceGetTotalEccErrors(
-    device: nvmlDevice_t,
-    error: c_uint,
-    _counter: c_uint,
-    count: Out<'_, c_ulonglong>,
-) -> nvmlReturn_t {
-    device_call(
-        "nvmlDeviceGetTotalEccErrors",
-        Reach::Device,
-        device,
-        |device| put(count, ecc_errors(device, error)?),
-    )
-}
-
-#[unsafe(no_mangle)]
-extern "C" fn nvmlDeviceGetMemoryErrorCounter(
-    device: nvmlDevice_t,
-    error: c_uint,
-    _counter: c_uint,
-    _location: c_uint,
-    count: Out<'_, c_ulonglong>,
-) -> nvmlReturn_t {
-    let function = "nvmlDeviceGetMemoryErrorCounter";
-    device_call(function, Reach::Device, device, |device| {
-        put(count, ecc_errors(device, error)?)
-    })
-}
-
-/// All errors are the memory's, and none is older than the driver's start.
-fn ecc_errors(device: &Device, error: c_uint) -> Result<u64, Return> {
-    let ecc = &device.whole()?.ecc;
-    match error {
-        _ if !ecc.enabled => Err(Return::NotSupported),
-        0 => Ok(ecc.corrected),
-        1 => Ok(ecc.uncorrected),
-        _ => Err(Return::InvalidArgument),
-    }
-}
-
-/// Pages are retired on GPUs older than Ampere; later ones remap rows.
-#[unsafe(no_mangle)]
-extern "C" fn nvmlDeviceGetRetiredPages(
-    device: nvmlDevice_t,
-    _cause: c_uint,
-    _count: InOut<'_, c_uint>,
-    _addresses: *mut c_ulonglong,
-) -> nvmlReturn_t {
-    device_call("nvmlDeviceGetRetiredPages", Reach::Device, device, |_| {
-        Err(Return::NotSupported)
-    })
-}
-
-#[unsafe(no_mangle)]
-extern "C" fn nvmlDeviceGetRetiredPages_v2(
-    device: nvmlDevice_t,
-    _cause: c_uint,
-    _count: InOut<'_, c_uint>,
-    _addresses: *mut c_ulonglong,
-    _timestamps: *mut c_ulonglong,
-) -> nvmlReturn_t {
-    device_call(
-        "nvmlDeviceGetRetiredPages_v2",
-        Reach::Device,
-        device,
-        |_| Err(Return::NotSupported),
-    )
-}
-
-#[unsafe(no_mangle)]
-extern "C" fn nvmlDeviceGetRetiredPagesPendingStatus(
-    device: nvmlDevice_t,
-    _pending: Out<'_, nvmlEnableState_t>,
-) -> nvmlReturn_t {
-    let function = "nvmlDeviceGetRetiredPagesPendingStatus";
-    device_call(function, Reach::Device, device, |_| {
-        Err(Return::NotSupported)
-    })
-}
-
-#[unsafe(no_mangle)]
 extern "C" fn nvmlDeviceGetUtilizationRates(
     device: nvmlDevice_t,
     utilization: Out<'_, nvmlUtilization_t>,
@@ -301,7 +135,7 @@ extern "C" fn nvmlDeviceGetCurrentClocksEventReasons(
         "nvmlDeviceGetCurrentClocksEventReasons",
         device,
         reasons,
-        |_| 0,
+        |gpu| gpu.clocks_event_reasons,
     )
 }
 
@@ -311,7 +145,7 @@ extern "C" fn nvmlDeviceGetCurrentClocksThrottleReasons(
     reasons: Out<'_, c_ulonglong>,
 ) -> nvmlReturn_t {
     let function = "nvmlDeviceGetCurrentClocksThrottleReasons";
-    number(function, device, reasons, |_| 0)
+    number(function, device, reasons, |gpu| gpu.clocks_event_reasons)
 }
 
 #[unsafe(no_mangle)]

@@ -5,7 +5,8 @@ use std::ffi::c_uint;
 use nvml_wrapper_sys::bindings::{
     nvmlDevice_t, nvmlEnableState_t, nvmlGpuP2PStatus_enum_NVML_P2P_STATUS_NOT_SUPPORTED,
     nvmlGpuP2PStatus_enum_NVML_P2P_STATUS_OK, nvmlGpuP2PStatus_t, nvmlGpuTopologyLevel_t,
-    nvmlIntNvLinkDeviceType_enum_NVML_NVLINK_DEVICE_TYPE_GPU, nvmlIntNvLinkDeviceType_t,
+    nvmlIntNvLinkDeviceType_enum_NVML_NVLINK_DEVICE_TYPE_GPU,
+    nvmlIntNvLinkDeviceType_enum_NVML_NVLINK_DEVICE_TYPE_SWITCH, nvmlIntNvLinkDeviceType_t,
     nvmlNvLinkCapability_enum_NVML_NVLINK_CAP_COUNT as CAPABILITIES,
     nvmlNvLinkCapability_enum_NVML_NVLINK_CAP_SLI_BRIDGE as SLI_BRIDGE, nvmlPciInfo_t,
     nvmlReturn_t,
@@ -13,8 +14,8 @@ use nvml_wrapper_sys::bindings::{
 
 use super::args::{InOut, Out, put, put_list};
 use super::call::{Device, LIBRARY, Reach, device_call, reached};
-use super::identity::pci_info;
-use crate::state::{NvLink, Return};
+use super::identity::{nvswitch_pci_info, pci_info};
+use crate::state::{Gpu, NvLink, Return};
 
 #[unsafe(no_mangle)]
 extern "C" fn nvmlDeviceGetNvLinkState(
@@ -28,7 +29,7 @@ extern "C" fn nvmlDeviceGetNvLinkState(
         device,
         |device| {
             nvlink(device, link)?;
-            put(active, 1)
+            put(active, is_up(device.gpu(), link).into())
         },
     )
 }
@@ -72,10 +73,12 @@ extern "C" fn nvmlDeviceGetNvLinkRemoteDeviceType(
 ) -> nvmlReturn_t {
     let function = "nvmlDeviceGetNvLinkRemoteDeviceType";
     device_call(function, Reach::Device, device, |device| {
-        nvlink(device, link)?;
         put(
             kind,
-            nvmlIntNvLinkDeviceType_enum_NVML_NVLINK_DEVICE_TYPE_GPU,
+            match nvlink(device, link)?.to {
+                Some(_) => nvmlIntNvLinkDeviceType_enum_NVML_NVLINK_DEVICE_TYPE_GPU,
+                None => nvmlIntNvLinkDeviceType_enum_NVML_NVLINK_DEVICE_TYPE_SWITCH,
+            },
         )
     })
 }
@@ -105,12 +108,19 @@ extern "C" fn nvmlDeviceGetNvLinkRemotePciInfo_v2(
 }
 
 fn remote_pci_info(device: &Device, link: c_uint) -> Result<nvmlPciInfo_t, Return> {
-    let NvLink { to, .. } = nvlink(device, link)?;
-    pci_info(&device.state.gpus[to])
+    match nvlink(device, link)?.to {
+        Some(to) => pci_info(&device.state.gpus[to]),
+        None => Ok(nvswitch_pci_info()),
+    }
+}
+
+/// Whether an NVLink that exists is up.
+pub(super) fn is_up(gpu: &Gpu, link: c_uint) -> bool {
+    !gpu.nvlinks_down.contains(&link)
 }
 
 /// One NVLink. A GPU without them answers as if it knew none.
-fn nvlink(device: &Device, link: c_uint) -> Result<NvLink, Return> {
+pub(super) fn nvlink(device: &Device, link: c_uint) -> Result<NvLink, Return> {
     device.whole()?;
     let links = device.state.nvlinks(device.position);
     links

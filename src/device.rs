@@ -125,11 +125,11 @@ impl UnhealthyReason {
         }
     }
 
-    /// Whether another device may be where this one was.
+    /// Whether its GPU or MIG device is gone, and another may be where it was.
     #[must_use]
     pub fn is_vanished(&self) -> bool {
         match self {
-            Self::Sick(sickness) => sickness.cause == Cause::Vanished,
+            Self::Sick(sickness) => matches!(sickness.cause, Cause::Vanished | Cause::OffBus),
             Self::Withdrawn(_) => true,
             _ => false,
         }

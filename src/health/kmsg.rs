@@ -39,7 +39,7 @@ pub struct KernelXid {
 /// Where a GPU sits on the PCI bus. The function is not kept: a GPU's is 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PciAddress {
-    /// Of 16 bits as a rule, and of 32 behind controllers that make up their own.
+    /// Of 16 bits as a rule; Hyper-V and VMD make up larger ones.
     pub domain: u32,
     /// The bus.
     pub bus: u8,
@@ -134,7 +134,7 @@ impl Header {
     }
 }
 
-/// `PCI:0000:3b:00`; drivers before 2013 have no `PCI:`, and a function may follow.
+/// `PCI:0000:3b:00`; old drivers have no `PCI:`, and a function may follow.
 fn pci_address(text: &str) -> Option<PciAddress> {
     let text = text.strip_prefix("PCI:").unwrap_or(text);
     PciAddress::from_nvml(text).or_else(|| PciAddress::parse(text))

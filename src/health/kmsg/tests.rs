@@ -31,7 +31,7 @@ fn whole(domain: u32, bus: u8, device: u8, xid: u64) -> Option<Facts> {
 #[test]
 fn lines_of_all_branches_are_understood() {
     for (text, told) in [
-        // Before R319.
+        // Of old, without a word before the address.
         (
             "NVRM: Xid (0000:0a:00): 14, Channel 00000004",
             whole(0, 10, 0, 14),
@@ -40,12 +40,12 @@ fn lines_of_all_branches_are_understood() {
             "NVRM: Xid (PCI:0000:02:00): 32, Channel ID 00000001 intr 00004000",
             whole(0, 2, 0, 32),
         ),
-        // R450: a process without a name.
+        // R460 and before: a process has no name.
         (
             "NVRM: Xid (PCI:0000:3e:00): 43, pid=4711, Ch 00000008",
             whole(0, 0x3e, 0, 43),
         ),
-        // R470 to R550: a process that is not known.
+        // Up to R565 a process may be unknown.
         (
             "NVRM: Xid (PCI:0000:65:00): 79, pid='<unknown>', name=<unknown>, GPU has fallen off the bus.",
             whole(0, 0x65, 0, 79),
@@ -61,7 +61,7 @@ fn lines_of_all_branches_are_understood() {
              waiting for RPC response from GPU3 GSP! Expected function 76 (GSP_RM_CONTROL) (0x20802a02 0x4).",
             whole(0, 0x9d, 0, 119),
         ),
-        // R560 and later: no process, no words of one.
+        // Since R570 it is left out then.
         (
             "NVRM: Xid (PCI:0000:19:00): 79, GPU has fallen off the bus.",
             whole(0, 0x19, 0, 79),
@@ -80,7 +80,7 @@ fn lines_of_all_branches_are_understood() {
             "NVRM: Xid (PCI:0000:00:1e): 94, pid=7, name=a, Contained: SM (0x1). RST: No, D-RST: No",
             whole(0, 0, 0x1e, 94),
         ),
-        // Domains of virtual controllers have more than four digits.
+        // Virtual machines and VMD have domains of more than four digits.
         (
             "NVRM: Xid (PCI:10001:01:00): 62, 2027(c99e) 00000000 00000000",
             whole(0x10001, 1, 0, 62),

@@ -14,12 +14,12 @@ use tracing::{info, warn};
 use crate::config::reload::{Reloader, Reloads};
 use crate::config::{Config, HostFolder};
 use crate::driver::cdi;
-use crate::gpu::GpuUuid;
 use crate::http;
+use crate::inventory::Rules;
 use crate::kubelet::{checkpoint, watch as folder_watch};
 use crate::metrics::Metrics;
 use crate::monitor::{Monitor, Opener};
-use crate::plugin::actor::Actor;
+use crate::plugin::resources::Actors;
 use crate::readiness::Readiness;
 
 /// The running process, as a value: tests start the real thing and ask it what
@@ -57,38 +57,36 @@ impl App {
         let rescan = Arc::new(Notify::new());
         let shutdown = CancellationToken::new();
         let folder = config.paths.device_plugin_dir.clone();
-        let resource = config.resource_name.clone();
         if !config.allocation.uses_cdi() {
             remove_stale_spec(&config.paths.cdi_root);
         }
 
+        let held = held(&folder, &Rules::new(&config));
         let reloads = Arc::new(Reloads::new(&config, metrics.clone(), readiness.clone()));
         let monitor = Monitor::new(
             config,
             open,
-            allocated(&folder, &resource),
+            held,
             metrics.clone(),
             readiness.clone(),
             rescan.clone(),
             reloads.health(),
         );
         let (hint, hints) = watch::channel(0);
-        let devices = monitor.snapshots();
+        let resources = monitor.resources();
         let (outside, seen) = (metrics.clone(), readiness.clone());
-        let actor = Actor::new(
-            &folder,
-            &resource,
-            devices,
+        let actors = Actors {
+            folder: folder.clone(),
             hints,
-            rescan.clone(),
+            rescan: rescan.clone(),
             metrics,
             readiness,
-        );
+        };
 
         let mut tasks = JoinSet::new();
         let stop = shutdown.clone();
         tasks.spawn(async move {
-            actor.run(stop).await;
+            actors.run(resources, stop).await;
             "plugin"
         });
         let mut background = JoinSet::new();
@@ -152,16 +150,20 @@ impl App {
     }
 }
 
-/// The GPUs that pods of this node hold, by the kubelet's record.
-fn allocated(folder: &std::path::Path, resource: &str) -> Vec<GpuUuid> {
-    match checkpoint::allocated(folder, resource) {
-        Ok(ids) => {
-            if !ids.is_empty() {
-                info!(resource, devices = ids.len(), "devices held by pods");
+/// The devices of ours that pods of this node hold, as resource and ID, by the
+/// kubelet's record.
+fn held(folder: &std::path::Path, rules: &Rules) -> Vec<(String, String)> {
+    // Another plugin's may stand there under the name of ours.
+    let ours = |(resource, id): &(String, String)| {
+        rules.may_advertise(resource) && (id.starts_with("GPU-") || id.starts_with("MIG-"))
+    };
+    match checkpoint::allocated(folder) {
+        Ok(held) => {
+            let held: Vec<_> = held.into_iter().filter(ours).collect();
+            if !held.is_empty() {
+                info!(devices = held.len(), "devices held by pods");
             }
-            // Only IDs of ours: another plugin's may stand there under the name.
-            let ours = ids.iter().filter(|id| id.starts_with("GPU-"));
-            ours.map(|id| GpuUuid::from(id.as_str())).collect()
+            held
         }
         Err(error) => {
             let file = checkpoint::FILE;

@@ -6,7 +6,7 @@
 mod arguments;
 mod given;
 mod options;
-mod values;
+pub(crate) mod values;
 
 use std::fmt;
 

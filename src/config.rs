@@ -2,6 +2,7 @@
 
 pub mod file;
 pub mod reload;
+pub mod sharing;
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -9,6 +10,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use self::sharing::Sharing;
 use crate::driver::DriverRoot;
 use crate::driver::capabilities::Capabilities;
 use crate::driver::nodes::DevRoot;
@@ -21,6 +23,10 @@ pub struct Config {
     pub paths: HostPaths,
     /// The resource that whole GPUs are advertised as.
     pub resource_name: String,
+    /// What GPUs in MIG mode are advertised as.
+    pub mig_strategy: MigStrategy,
+    /// Which devices several containers share.
+    pub sharing: Sharing,
     /// Where `/livez`, `/readyz` and `/metrics` are served.
     pub http_listen: SocketAddr,
     /// Time between two polls of the GPUs.
@@ -35,6 +41,33 @@ pub struct Config {
     pub eviction: EvictionOptions,
     /// How the API server is reached, where it is asked at all.
     pub cluster: ClusterOptions,
+}
+
+/// What GPUs in MIG mode are advertised as, as NVIDIA's flag has it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum MigStrategy {
+    /// Whole GPUs, whatever their mode.
+    #[default]
+    None,
+    /// Their MIG devices under the name of whole GPUs, where all are alike.
+    Single,
+    /// Their MIG devices, each profile under a name of its own.
+    Mixed,
+}
+
+impl MigStrategy {
+    /// Every strategy, the default first.
+    pub const ALL: [Self; 3] = [Self::None, Self::Single, Self::Mixed];
+
+    /// The word for it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Single => "single",
+            Self::Mixed => "mixed",
+        }
+    }
 }
 
 /// What is taken for sick, and when for well again.
@@ -440,8 +473,9 @@ impl fmt::Display for Config {
         write!(f, "{} {} ", self.driver, self.allocation)?;
         write!(
             f,
-            "--resource-name={} --http-listen={} --health-poll-interval={}ms ",
+            "--resource-name={} --mig-strategy={} --http-listen={} --health-poll-interval={}ms ",
             self.resource_name,
+            self.mig_strategy.name(),
             self.http_listen,
             self.poll_interval.as_millis(),
         )?;

@@ -1,5 +1,6 @@
 //! What is advertised: devices, their health, and all of them at one moment.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -10,18 +11,52 @@ use crate::config::{AllocationOptions, HostFolder};
 use crate::driver::DriverMount;
 use crate::driver::extras::Extras;
 use crate::driver::nodes::NodeFault;
-use crate::gpu::{Gpu, GpuUuid};
+use crate::gpu::{Gpu, GpuUuid, MigDevice};
 use crate::health::cause::Cause;
 use crate::health::report::Sickness;
 
-/// The ID of a device in the kubelet's eyes. Today a GPU's UUID.
+/// What stands between a UUID and the number of a replica, as in NVIDIA's plugin.
+const REPLICA: &str = "::";
+
+/// The ID of a device in the kubelet's eyes: the UUID of a GPU or a MIG device,
+/// and the number of a replica where several containers share it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct DeviceId(Arc<str>);
 
 impl DeviceId {
+    /// That of a device with this UUID, or of a replica of it.
+    pub fn new(uuid: &str, replica: Option<u32>) -> Self {
+        match replica {
+            None => Self(uuid.into()),
+            Some(replica) => Self(format!("{uuid}{REPLICA}{replica}").into()),
+        }
+    }
+
     /// The ID as it stands in the kubelet's messages.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// The UUID of the GPU or MIG device, which runtimes and CUDA know it by.
+    pub fn uuid(&self) -> &str {
+        self.split().0
+    }
+
+    /// The number of the replica, from 0.
+    pub fn replica(&self) -> Option<u32> {
+        self.split().1
+    }
+
+    fn split(&self) -> (&str, Option<u32>) {
+        let parts = self.0.rsplit_once(REPLICA);
+        let replica = parts.and_then(|(uuid, number)| Some((uuid, number.parse().ok()?)));
+        replica.map_or((&*self.0, None), |(uuid, number)| (uuid, Some(number)))
+    }
+}
+
+impl From<&str> for DeviceId {
+    fn from(id: &str) -> Self {
+        Self(id.into())
     }
 }
 
@@ -61,6 +96,13 @@ pub enum UnhealthyReason {
     /// No GPU is to be given without the IMEX channel, and it is not there.
     #[error("{0} does not exist, and --imex-required has no GPU given without it")]
     NoImexChannel(PathBuf),
+    /// It is not what is advertised any more: the GPU's MIG mode or layout, or the
+    /// configuration, is another.
+    #[error("{0}")]
+    Withdrawn(Arc<str>),
+    /// The driver does not tell which device node its MIG instances have.
+    #[error("/proc/driver/nvidia-caps/mig-minors does not name the MIG instances of this device")]
+    NoMigMinor,
     /// The CDI spec that answers would refer to is not what it has to be.
     #[error("{0}")]
     NoCdiSpec(String),
@@ -77,14 +119,20 @@ impl UnhealthyReason {
             Self::NoDriver(_) => "NoDriver",
             Self::NoDriverFiles(_) => "NoDriverFiles",
             Self::NoImexChannel(_) => "NoImexChannel",
+            Self::Withdrawn(_) => "Withdrawn",
+            Self::NoMigMinor => "NoMigMinor",
             Self::NoCdiSpec(_) => "NoCdiSpec",
         }
     }
 
-    /// Whether another device may be where this one was.
+    /// Whether its GPU or MIG device is gone, and another may be where it was.
     #[must_use]
     pub fn is_vanished(&self) -> bool {
-        matches!(self, Self::Sick(sickness) if sickness.cause == Cause::Vanished)
+        match self {
+            Self::Sick(sickness) => matches!(sickness.cause, Cause::Vanished | Cause::OffBus),
+            Self::Withdrawn(_) => true,
+            _ => false,
+        }
     }
 }
 
@@ -128,6 +176,22 @@ pub struct DeviceNode {
     pub container: PathBuf,
 }
 
+impl Device {
+    /// The number of the replica that it is, where its GPU or MIG device is shared.
+    #[must_use]
+    pub fn replica(&self) -> Option<u32> {
+        self.id.replica()
+    }
+
+    /// NVML's index as NVIDIA's runtimes take it: of the GPU, and of the MIG device
+    /// within it.
+    #[must_use]
+    pub fn index(&self) -> Option<(u32, Option<u32>)> {
+        let mig = self.mig.as_ref().map(|mig| mig.index);
+        Some((self.gpu.as_ref()?.index, mig))
+    }
+}
+
 impl DeviceNode {
     /// What a container may do with it: read and write, and make none.
     pub const PERMISSIONS: &str = "rw";
@@ -144,13 +208,15 @@ pub(crate) fn text(path: &Path) -> String {
 pub struct Device {
     /// As the kubelet knows it.
     pub id: DeviceId,
-    /// The GPU behind it.
-    pub uuid: GpuUuid,
+    /// The GPU behind it; absent for a MIG device that was never seen.
+    pub uuid: Option<GpuUuid>,
     /// What is known of the GPU; absent where it could never be read whole.
     pub gpu: Option<Gpu>,
+    /// The part of the GPU that it is, where it is a MIG device.
+    pub mig: Option<MigDevice>,
     /// Whether it may be given to a container.
     pub health: Health,
-    /// The device nodes that are this device's alone.
+    /// The device nodes that are this device's, and no other GPU's.
     pub nodes: Vec<DeviceNode>,
 }
 
@@ -168,6 +234,8 @@ pub struct Common {
     pub cdi_spec: Option<HostFolder>,
     /// How containers are given all this.
     pub allocation: Arc<AllocationOptions>,
+    /// A container may have one replica of a shared device, and no more.
+    pub one_replica_only: bool,
 }
 
 impl Common {
@@ -198,6 +266,9 @@ pub struct DeviceSnapshot {
     /// The same for each device.
     pub common: Common,
 }
+
+/// The devices of every resource at one moment.
+pub type Snapshots = BTreeMap<String, DeviceSnapshot>;
 
 impl DeviceSnapshot {
     /// Every file that an answer about a healthy device names, as this process

@@ -5,6 +5,7 @@
 pub mod calls;
 mod error;
 pub mod events;
+mod mig;
 pub mod nvml;
 mod raw;
 mod vitals;
@@ -93,6 +94,41 @@ pub struct Gpu {
     pub compute_capability: Option<ComputeCapability>,
     /// NVML's name of the product, such as `NVIDIA H200`.
     pub product_name: String,
+    /// Whether it is in MIG mode: then only MIG devices can be used.
+    pub mig_enabled: bool,
+    /// By index.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub mig_devices: Vec<MigDevice>,
+}
+
+/// One MIG device: a compute instance in a GPU instance.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct MigDevice {
+    /// `MIG-` and five groups of hexadecimal digits; another one after each change
+    /// of the layout.
+    pub uuid: String,
+    /// The GPU that it is a part of.
+    pub parent_uuid: GpuUuid,
+    /// NVML's index within the GPU.
+    pub index: u32,
+    /// NVML's ID of the GPU instance, which XID events name.
+    pub gpu_instance_id: u32,
+    /// NVML's ID of the compute instance within it.
+    pub compute_instance_id: u32,
+    /// The profile's name as nvidia-smi has it, such as `1g.18gb`.
+    pub profile: String,
+    /// Memory of the GPU instance in bytes.
+    pub memory_bytes: u64,
+}
+
+impl MigDevice {
+    /// Whether it is the only device of its GPU instance. Others have `1c.2g.35gb`
+    /// for a profile, and share memory and faults.
+    #[must_use]
+    pub fn is_whole_instance(&self) -> bool {
+        let first = self.profile.split('.').next();
+        first.is_some_and(|slices| slices.ends_with('g'))
+    }
 }
 
 impl Gpu {

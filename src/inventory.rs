@@ -1,22 +1,29 @@
 //! Which devices there are: what was read of the GPUs, over time, to the
-//! devices of a resource. Pure, but for the look whether a device node exists.
+//! devices of each resource. Pure, but for the look whether a device node exists.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod advertised;
+
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config::{AllocationOptions, Config, HealthOptions, HostFolder, ImexChannel};
-use crate::device::{Common, Device, DeviceNode, DeviceSnapshot, Health, UnhealthyReason};
+use crate::device::{
+    Common, Device, DeviceId, DeviceNode, DeviceSnapshot, Health, Snapshots, UnhealthyReason,
+};
 use crate::driver::cdi;
 use crate::driver::extras::{self, Extras};
-use crate::driver::nodes::{DevRoot, Faults};
+use crate::driver::nodes::{DevRoot, Faults, Instance, MigMinors, Needed};
 use crate::driver::supply::Supply;
-use crate::gpu::{Gpu, GpuUuid, Reading};
+use crate::gpu::{Gpu, GpuUuid, MigDevice, Reading};
 use crate::health::kmsg::PciAddress;
 use crate::health::reducer::{GpuHealth, Kept, Signal};
-use crate::health::report::{DeviceStatus, GpuStatus, HealthReport, NodeFault};
+use crate::health::report::{DeviceStatus, GpuStatus, HealthReport, NodeFault, Sickness};
 use crate::health::signals::Kind;
+
+pub use self::advertised::Rules;
+use self::advertised::{Advertised, Part, Seen, Slot};
 
 #[derive(Clone, Debug, Default)]
 struct Entry {
@@ -34,6 +41,7 @@ struct Entry {
 #[derive(Clone, Debug, Default)]
 pub struct Inventory {
     gpus: BTreeMap<GpuUuid, Entry>,
+    advertised: Advertised,
     options: HealthOptions,
     /// What an earlier process left of GPUs that were not seen yet. One that was
     /// taken out of the node is never seen again, and is not listed.
@@ -47,6 +55,8 @@ pub struct Node {
     pub dev_root: DevRoot,
     /// What is amiss with them.
     pub faults: Faults,
+    /// The minor numbers of MIG instances' capabilities.
+    pub mig_minors: Arc<MigMinors>,
     /// The driver's files, or why there are none to give.
     pub driver: Result<Arc<Supply>, UnhealthyReason>,
     /// Where this process sees the host's `/`.
@@ -76,11 +86,27 @@ impl Node {
         Self {
             dev_root: config.paths.dev_root.clone(),
             faults: Faults::default(),
+            mig_minors: Arc::default(),
             driver,
             host_root: config.paths.host_root.clone(),
             cdi_spec,
             allocation,
         }
+    }
+
+    /// The nodes of a GPU, or of a MIG device within it. None where containers are
+    /// given none by us.
+    fn of(&self, gpu: &Gpu, mig: Option<&MigDevice>) -> Result<Vec<DeviceNode>, UnhealthyReason> {
+        if !self.allocation.gives_nodes() {
+            return Ok(Vec::new());
+        }
+        let mut nodes = vec![self.dev_root.gpu(gpu.minor_number)];
+        for instance in mig.into_iter().flat_map(|mig| instances(gpu, mig)) {
+            let minor = self.mig_minors.of(instance);
+            let minor = minor.ok_or(UnhealthyReason::NoMigMinor)?;
+            nodes.push(self.dev_root.capability(minor));
+        }
+        Ok(nodes)
     }
 
     fn common(&self) -> Common {
@@ -119,12 +145,13 @@ impl Node {
 }
 
 impl Inventory {
-    /// No GPU yet. `kept` is the health that an earlier process of the same boot
+    /// No GPU yet. `rules` are those of resources; `kept` is the health that an earlier process of the same boot
     /// left.
     #[must_use]
-    pub fn new(options: HealthOptions, kept: BTreeMap<GpuUuid, Kept>) -> Self {
+    pub fn new(rules: Rules, options: HealthOptions, kept: BTreeMap<GpuUuid, Kept>) -> Self {
         Self {
             gpus: BTreeMap::new(),
+            advertised: Advertised::new(rules),
             options,
             kept,
         }
@@ -148,11 +175,13 @@ impl Inventory {
         }
     }
 
-    /// Takes note of GPUs that must be listed though none was read yet: they are
-    /// unhealthy if the first scan does not find them.
-    pub fn remember(&mut self, now: Duration, uuids: impl IntoIterator<Item = GpuUuid>) {
-        for uuid in uuids {
-            self.entry(now, &uuid);
+    /// Takes note of devices that pods hold, as resource and ID: they must be listed
+    /// though none was read yet, and are unhealthy unless the first scan finds them.
+    pub fn remember(&mut self, now: Duration, held: impl IntoIterator<Item = (String, String)>) {
+        for (resource, id) in held {
+            if let Some(gpu) = self.advertised.remember(&resource, &id) {
+                self.entry(now, &gpu);
+            }
         }
     }
 
@@ -200,6 +229,22 @@ impl Inventory {
             let signal = unseen(entry.index, readings, silent, deadline);
             entry.health.apply(now, &signal, &self.options);
         }
+        self.advertise();
+    }
+
+    /// Draws the conclusion for the resources.
+    fn advertise(&mut self) {
+        let seen = self.gpus.iter().filter_map(|(uuid, entry)| {
+            Some(Seen {
+                uuid,
+                index: entry.index?,
+                gpu: entry.gpu.as_ref(),
+                found: entry.health.is_found(),
+            })
+        });
+        let mut seen: Vec<_> = seen.collect();
+        seen.sort_by_key(|seen| seen.index);
+        self.advertised.update(&seen);
     }
 
     /// Takes in a signal about one GPU. One that is not known is passed over.
@@ -272,18 +317,33 @@ impl Inventory {
         found.map(|(uuid, _)| uuid.clone()).collect()
     }
 
-    /// The minor numbers of the GPUs that the last enumeration found.
-    pub fn minor_numbers(&self) -> BTreeSet<u32> {
-        let entries = self.gpus.values().filter(|entry| entry.health.is_found());
-        let gpus = entries.filter_map(|entry| entry.gpu.as_ref());
-        gpus.map(|gpu| gpu.minor_number).collect()
+    /// What the GPUs that the last enumeration found need device nodes for.
+    pub fn needed(&self) -> Needed {
+        let found = self.gpus.iter();
+        let found = found.filter(|(_, entry)| entry.health.is_found());
+        let found = found.filter_map(|(uuid, entry)| Some((uuid, entry.gpu.as_ref()?)));
+        let gpus: BTreeMap<_, _> = found.collect();
+        let migs = self
+            .advertised
+            .current()
+            .filter_map(|slot| match &slot.part {
+                Part::Mig(mig) => Some(instances(gpus.get(&mig.parent_uuid)?, mig)),
+                Part::Gpu(_) | Part::UnknownMig => None,
+            });
+        Needed {
+            instances: migs.flatten().collect(),
+            gpus: gpus.values().map(|gpu| gpu.minor_number).collect(),
+        }
     }
 
     /// Whether any device node is missing or another device's.
     pub fn lacks_nodes(&self, node: &Node) -> bool {
-        let minors = self.minor_numbers();
+        let Needed { gpus, instances } = self.needed();
         let mut nodes = node.dev_root.common();
-        nodes.extend(minors.into_iter().map(|minor| node.dev_root.gpu(minor)));
+        nodes.extend(gpus.into_iter().map(|minor| node.dev_root.gpu(minor)));
+        let minors = instances.into_iter();
+        let minors = minors.filter_map(|instance| node.mig_minors.of(instance));
+        nodes.extend(minors.map(|minor| node.dev_root.capability(minor)));
         node.unfit(&nodes).is_some()
     }
 
@@ -294,48 +354,103 @@ impl Inventory {
             .any(|entry| entry.health.sickness_of_any(&self.options).is_some())
     }
 
-    /// The devices that stand for whole GPUs.
-    pub fn devices(&self, node: &Node) -> DeviceSnapshot {
-        let common = node.common();
+    /// What the configuration says of resources.
+    pub fn rules(&self) -> &Rules {
+        self.advertised.rules()
+    }
+
+    /// Why no device is advertised at all, if so.
+    pub fn refused(&self) -> Option<&str> {
+        self.advertised.refused()
+    }
+
+    /// What of the GPUs is not advertised, and why, if any.
+    pub fn left_out(&self) -> Option<String> {
+        self.advertised.left_out()
+    }
+
+    /// The devices of every resource.
+    pub fn devices(&self, node: &Node) -> Snapshots {
+        let common = Common {
+            one_replica_only: self.rules().sharing.fail_requests_greater_than_one,
+            ..node.common()
+        };
         let amiss = node.amiss(&common);
-        let gives_nodes = node.allocation.gives_nodes();
-        let devices = self.gpus.iter().map(|(uuid, entry)| {
-            let gpu = entry.gpu.as_ref().filter(|_| gives_nodes);
-            let nodes: Vec<_> = gpu
-                .map(|gpu| node.dev_root.gpu(gpu.minor_number))
-                .into_iter()
-                .collect();
-            let unfit = amiss.clone().or_else(|| node.unfit(&nodes));
-            let sick = entry.health.sickness_of_any(&self.options);
-            let reason = sick.map(UnhealthyReason::Sick).or(unfit);
-            Device {
-                id: uuid.into(),
-                uuid: uuid.clone(),
-                gpu: entry.gpu.clone(),
-                health: reason.map_or(Health::Healthy, Health::Unhealthy),
-                nodes,
-            }
+        let resources = self.advertised.resources().iter();
+        let snapshots = resources.map(|(resource, slots)| {
+            let devices = slots.iter();
+            let devices = devices.map(|(id, slot)| self.device(node, amiss.as_ref(), id, slot));
+            let snapshot = DeviceSnapshot {
+                complete: true,
+                devices: devices.collect(),
+                common: common.clone(),
+            };
+            (resource.clone(), snapshot)
         });
-        DeviceSnapshot {
-            complete: true,
-            devices: devices.collect(),
-            common,
+        snapshots.collect()
+    }
+
+    fn device(
+        &self,
+        node: &Node,
+        amiss: Option<&UnhealthyReason>,
+        id: &DeviceId,
+        slot: &Slot,
+    ) -> Device {
+        let uuid = slot.part.gpu();
+        let gpu = uuid.and_then(|uuid| self.gpus.get(uuid)?.gpu.as_ref());
+        let mig = match &slot.part {
+            Part::Mig(mig) => Some(mig.clone()),
+            Part::Gpu(_) | Part::UnknownMig => None,
+        };
+        let nodes = gpu.map_or(Ok(Vec::new()), |gpu| node.of(gpu, mig.as_ref()));
+        let withdrawn = slot.withdrawn.clone().map(UnhealthyReason::Withdrawn);
+        let sick = self.sickness(slot).map(UnhealthyReason::Sick);
+        let unfit = || match &nodes {
+            Ok(nodes) => node.unfit(nodes),
+            Err(reason) => Some(reason.clone()),
+        };
+        // A lost GPU is lost first of all; a MIG device that is no more is that.
+        let own = match mig {
+            None => sick.or(withdrawn),
+            Some(_) => withdrawn.or(sick),
+        };
+        let reason = own.or_else(|| amiss.cloned()).or_else(unfit);
+        Device {
+            id: id.clone(),
+            uuid: uuid.cloned(),
+            gpu: gpu.cloned(),
+            mig,
+            health: reason.map_or(Health::Healthy, Health::Unhealthy),
+            nodes: nodes.unwrap_or_default(),
         }
     }
 
-    /// What others than the kubelet are told of the same devices, which are
-    /// advertised as `resource`.
-    pub fn report(&self, node: &Node, snapshot: &DeviceSnapshot, resource: &str) -> HealthReport {
-        let amiss = node.amiss(&snapshot.common);
+    /// Why what a device stands for is sick. Of what is not advertised any more,
+    /// the GPU alone can be: another instance may have its ID now.
+    fn sickness(&self, slot: &Slot) -> Option<Sickness> {
+        let health = &self.gpus.get(slot.part.gpu()?)?.health;
+        match &slot.part {
+            _ if slot.withdrawn.is_some() => health.sickness(&self.options),
+            Part::Mig(mig) => health.sickness_of(mig.gpu_instance_id, &self.options),
+            Part::Gpu(_) | Part::UnknownMig => health.sickness_of_any(&self.options),
+        }
+    }
+
+    /// What others than the kubelet are told of the same devices.
+    pub fn report(&self, node: &Node, snapshots: &Snapshots) -> HealthReport {
+        let one = snapshots.values().next();
+        let amiss = one.and_then(|snapshot| node.amiss(&snapshot.common));
+        let mut devices = self.statuses();
         let gpus = self.gpus.iter().map(|(uuid, entry)| GpuStatus {
             uuid: uuid.clone(),
             index: entry.index,
-            devices: self.statuses(uuid, &entry.health, snapshot, resource),
+            devices: devices.remove(uuid).unwrap_or_default(),
             sickness: entry.health.sickness(&self.options),
             notes: entry.health.notes().iter().copied().collect(),
         });
         HealthReport {
-            complete: snapshot.complete,
+            complete: one.is_some_and(|snapshot| snapshot.complete),
             node: amiss.map(|reason| NodeFault {
                 reason: reason.name(),
                 message: reason.to_string(),
@@ -344,24 +459,31 @@ impl Inventory {
         }
     }
 
-    fn statuses(
-        &self,
-        uuid: &GpuUuid,
-        health: &GpuHealth,
-        snapshot: &DeviceSnapshot,
-        resource: &str,
-    ) -> Vec<DeviceStatus> {
-        let own = snapshot
-            .devices
-            .iter()
-            .filter(|device| device.uuid == *uuid);
-        let status = |device: &Device| DeviceStatus {
-            resource: resource.into(),
-            id: device.id.clone(),
-            sickness: health.sickness_of_any(&self.options),
-        };
-        own.map(status).collect()
+    /// The devices of each GPU.
+    fn statuses(&self) -> BTreeMap<&GpuUuid, Vec<DeviceStatus>> {
+        let mut devices = BTreeMap::<_, Vec<_>>::new();
+        for (resource, slots) in self.advertised.resources() {
+            for (id, slot) in slots {
+                let Some(gpu) = slot.part.gpu() else { continue };
+                devices.entry(gpu).or_default().push(DeviceStatus {
+                    resource: resource.clone(),
+                    id: id.clone(),
+                    sickness: self.sickness(slot),
+                });
+            }
+        }
+        devices
     }
+}
+
+/// What a container has to be given to use a MIG device, beside its GPU.
+fn instances(gpu: &Gpu, mig: &MigDevice) -> [Instance; 2] {
+    let instance = |compute_instance| Instance {
+        gpu: gpu.minor_number,
+        gpu_instance: mig.gpu_instance_id,
+        compute_instance,
+    };
+    [instance(None), instance(Some(mig.compute_instance_id))]
 }
 
 fn identity(reading: &Reading) -> Option<&GpuUuid> {
@@ -410,6 +532,8 @@ mod tests {
             memory_bytes: None,
             compute_capability: None,
             product_name: "NVIDIA H200".into(),
+            mig_enabled: false,
+            mig_devices: Vec::new(),
         })
     }
 
@@ -489,9 +613,13 @@ mod tests {
     #[test]
     fn a_remembered_gpu_is_unhealthy_unless_it_is_found() {
         let mut inventory = Inventory::default();
-        inventory.remember(Duration::ZERO, ["a", "b"].map(GpuUuid::from));
-        inventory.scanned(Duration::ZERO, &[gpu(0, "a")], &[], DEADLINE);
-        let expected = [("a".into(), None), ("b".into(), Some(Cause::Vanished))];
+        let held = ["GPU-a", "GPU-b"].map(|id| ("nvidia.com/gpu".to_owned(), id.to_owned()));
+        inventory.remember(Duration::ZERO, held);
+        inventory.scanned(Duration::ZERO, &[gpu(0, "GPU-a")], &[], DEADLINE);
+        let expected = [
+            ("GPU-a".into(), None),
+            ("GPU-b".into(), Some(Cause::Vanished)),
+        ];
         assert_eq!(causes(&inventory), expected);
     }
 }

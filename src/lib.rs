@@ -10,6 +10,7 @@ pub mod allocate;
 pub mod api;
 pub mod app;
 pub mod cli;
+pub mod cluster;
 pub mod config;
 pub mod device;
 mod digest;

@@ -10,6 +10,7 @@ mod heard;
 mod kept_file;
 mod kernel_log;
 mod nodes;
+mod published;
 mod session;
 mod spec_file;
 mod subscription;
@@ -25,22 +26,24 @@ use tokio::time::{Instant, sleep};
 use tracing::{info, warn};
 
 use crate::config::{Config, HealthOptions};
-use crate::device::{DeviceSnapshot, UnhealthyReason};
+use crate::device::{Snapshots, UnhealthyReason};
 use crate::driver;
 use crate::driver::nodes::Keeper;
 use crate::driver::supply::{InPlace, Origin, Supplier, Supply, SupplyError};
 use crate::gpu::calls::{self, Calls, Outcome};
 use crate::gpu::nvml::NvmlLibrary;
-use crate::gpu::{ErrorKind, GpuLibrary, GpuUuid, LibraryError, OpenError};
+use crate::gpu::{ErrorKind, GpuLibrary, LibraryError, OpenError};
 use crate::health::kept::since_boot;
 use crate::health::report::HealthReport;
-use crate::inventory::{Inventory, Node};
-use crate::metrics::{HealthLabels, Metrics, NvmlLabels};
+use crate::inventory::{Inventory, Node, Rules};
+use crate::metrics::{Metrics, NvmlLabels};
 use crate::readiness::Readiness;
 use nodes::Nodes;
 
 use self::heard::{Ask, Xids};
 use self::kept_file::KeptFile;
+use self::published::Published;
+pub use self::published::Resources;
 use self::spec_file::SpecFile;
 use self::tidy::Tidy;
 
@@ -50,6 +53,8 @@ const DRIVER: &str = "driver";
 const GPUS: &str = "gpus";
 /// The part of [`Readiness`] that the files for containers are.
 const DRIVER_FILES: &str = "driver files";
+/// The part of [`Readiness`] that the layout of MIG devices is.
+const MIG: &str = "MIG devices";
 /// The part of [`Readiness`] that `/dev/nvidiactl` and its like are.
 const DEVICE_NODES: &str = "device nodes";
 
@@ -107,7 +112,7 @@ pub struct Monitor {
     spec_file: SpecFile,
     /// Whether every GPU has been looked at once.
     complete: bool,
-    snapshots: watch::Sender<Arc<DeviceSnapshot>>,
+    published: Published,
     reports: watch::Sender<Arc<HealthReport>>,
 }
 
@@ -119,13 +124,13 @@ enum Woken {
 }
 
 impl Monitor {
-    /// A monitor that has seen nothing yet. `allocated` are the GPUs that the
-    /// kubelet gave to pods before this process started: they are listed,
-    /// found or not. Health is judged by the last of `options`.
+    /// A monitor that has seen nothing yet. `allocated` are the devices that
+    /// the kubelet gave to pods before this process started, as resource and ID:
+    /// they are listed, found or not. Health is judged by the last of `options`.
     pub fn new(
         config: Config,
         open: Arc<Opener>,
-        allocated: Vec<GpuUuid>,
+        allocated: Vec<(String, String)>,
         metrics: Arc<Metrics>,
         readiness: Readiness,
         rescan: Arc<Notify>,
@@ -135,7 +140,9 @@ impl Monitor {
         readiness.missing(GPUS, "not enumerated yet");
         let (kept, left) = KeptFile::open(&config.paths, readiness.clone());
         let (xid_sender, xids) = Xids::new(left.kernel_log_seq);
-        let mut inventory = Inventory::new(options.borrow().clone(), left.gpus);
+        let rules = Rules::new(&config);
+        let published = Published::new(rules.first_resource());
+        let mut inventory = Inventory::new(rules, options.borrow().clone(), left.gpus);
         inventory.remember(since_boot(), allocated);
         let supplier = Supplier::new(&config);
         let tidy = Tidy::new(config.driver.volume_grace);
@@ -159,15 +166,15 @@ impl Monitor {
             nodes: Nodes::new(keeper),
             node,
             complete: false,
-            snapshots: watch::Sender::default(),
+            published,
             reports: watch::Sender::default(),
         }
     }
 
-    /// What is published. The first complete snapshot comes after the first
-    /// enumeration.
-    pub fn snapshots(&self) -> watch::Receiver<Arc<DeviceSnapshot>> {
-        self.snapshots.subscribe()
+    /// What is published. The first complete snapshot of a resource comes after the
+    /// first enumeration, and more resources may come with it or later.
+    pub fn resources(&self) -> watch::Receiver<Resources> {
+        self.published.resources()
     }
 
     /// The same for all who are not the kubelet.
@@ -403,11 +410,11 @@ impl Monitor {
         if !self.complete {
             return;
         }
-        let snapshot = self.inventory.devices(&self.node);
-        self.tell_nodes(&snapshot);
-        let resource = &self.config.resource_name;
-        let report = self.inventory.report(&self.node, &snapshot, resource);
-        self.publish_devices(snapshot);
+        let snapshots = self.inventory.devices(&self.node);
+        self.tell_nodes(&snapshots);
+        self.tell_mig();
+        let report = self.inventory.report(&self.node, &snapshots);
+        self.publish_devices(snapshots);
         // After the kubelet.
         self.reports.send_if_modified(|last| {
             if **last == report {
@@ -419,24 +426,17 @@ impl Monitor {
         });
     }
 
-    fn publish_devices(&mut self, mut snapshot: DeviceSnapshot) {
-        if !self.spec_file.keep(&mut snapshot) {
-            return;
+    fn publish_devices(&mut self, mut snapshots: Snapshots) {
+        if self.spec_file.keep(&mut snapshots) {
+            self.published.publish(snapshots, &self.metrics);
         }
-        self.snapshots.send_if_modified(|last| {
-            if **last == snapshot {
-                return false;
-            }
-            log_changes(last, &snapshot);
-            self.count_devices(&snapshot);
-            *last = Arc::new(snapshot);
-            true
-        });
     }
 
     /// Without the nodes that every container gets, no GPU is served.
-    fn tell_nodes(&self, snapshot: &DeviceSnapshot) {
-        match self.node.unfit(&snapshot.common.nodes) {
+    fn tell_nodes(&self, snapshots: &Snapshots) {
+        // They are the same for all.
+        let nodes = snapshots.values().map(|snapshot| &snapshot.common.nodes);
+        match nodes.last().and_then(|nodes| self.node.unfit(nodes)) {
             Some(reason) => {
                 self.readiness.missing(DEVICE_NODES, reason.to_string());
             }
@@ -446,33 +446,21 @@ impl Monitor {
         }
     }
 
-    fn count_devices(&self, snapshot: &DeviceSnapshot) {
-        for health in ["Healthy", "Unhealthy"] {
-            let count = snapshot
-                .devices
-                .iter()
-                .filter(|device| device.health.as_str() == health);
-            let resource = self.config.resource_name.clone();
-            let gauge = self
-                .metrics
-                .devices
-                .get_or_create(&HealthLabels { resource, health });
-            gauge.set(i64::try_from(count.count()).unwrap_or(i64::MAX));
+    /// Says why MIG devices, or all devices, are not advertised, where that is so.
+    fn tell_mig(&self) {
+        match self.inventory.refused() {
+            Some(why) => {
+                if self.readiness.missing(MIG, why) {
+                    warn!(why, "no device is advertised");
+                }
+            }
+            None => _ = self.readiness.ready(MIG),
         }
-    }
-}
-
-/// A line for each device that is new, or whose health changed.
-fn log_changes(last: &DeviceSnapshot, now: &DeviceSnapshot) {
-    for device in &now.devices {
-        let before = last.get(device.id.as_str()).map(|before| &before.health);
-        if before == Some(&device.health) {
-            continue;
-        }
-        let (id, health) = (device.id.as_str(), device.health.as_str());
-        match device.health.reason() {
-            None => info!(device = id, health, "device is healthy"),
-            Some(reason) => warn!(device = id, health, %reason, "device is unhealthy"),
+        let left_out = self.inventory.left_out();
+        if self.readiness.note(MIG, left_out.as_deref())
+            && let Some(what) = left_out
+        {
+            warn!(what, "some MIG devices are not advertised");
         }
     }
 }

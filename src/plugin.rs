@@ -7,6 +7,7 @@ pub mod actor;
 mod connection;
 pub mod listener;
 pub mod machine;
+pub mod resources;
 pub mod rival;
 pub mod rpc;
 pub mod service;

@@ -19,11 +19,11 @@ use crate::device::{Device, DeviceSnapshot, UnhealthyReason};
 use crate::driver::nodes::Keeper;
 use crate::driver::supply::Supplier;
 use crate::gpu::calls;
-use crate::gpu::{GpuLibrary, GpuUuid, Reading};
+use crate::gpu::{Gpu, GpuLibrary, GpuUuid, MigDevice, Reading};
 use crate::health::kept::{self, since_boot};
 use crate::health::reducer::{Kept, Signal};
 use crate::health::signals::Kind;
-use crate::inventory::{Inventory, Node};
+use crate::inventory::{Inventory, Node, Rules};
 use crate::monitor::nvml_opener;
 
 /// Reads the node once and prints it on standard output.
@@ -59,7 +59,7 @@ fn within(
 
 #[derive(Debug, Serialize)]
 struct Report {
-    resource: String,
+    resources: Vec<String>,
     driver_version: String,
     driver_root: String,
     /// What could not be listed or found.
@@ -69,6 +69,7 @@ struct Report {
 
 #[derive(Debug, Serialize)]
 struct DeviceReport {
+    resource: String,
     id: String,
     health: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -83,7 +84,12 @@ struct DeviceReport {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     notes: Vec<NoteReport>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    gpu: Option<crate::gpu::Gpu>,
+    gpu: Option<Gpu>,
+    /// The part of the GPU that it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mig: Option<MigDevice>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    replica: Option<u32>,
     /// Absent for a device that would be refused.
     #[serde(skip_serializing_if = "Option::is_none")]
     allocate: Option<AllocateReport>,
@@ -125,9 +131,12 @@ fn read(config: &Config) -> anyhow::Result<Report> {
             _ => None,
         })
         .collect();
-    let mut inventory = Inventory::new(config.health.clone(), kept(config));
+    let rules = Rules::new(config);
+    let mut inventory = Inventory::new(rules, config.health.clone(), kept(config));
     inventory.scanned(since_boot(), &readings, &[], calls::DEADLINE);
     probe(library.as_ref(), &mut inventory);
+    problems.extend(inventory.refused().map(str::to_owned));
+    problems.extend(inventory.left_out());
     let supply = Supplier::new(config).preview(&driver_version);
     if let Err(error) = &supply {
         problems.push(error.to_string());
@@ -135,23 +144,29 @@ fn read(config: &Config) -> anyhow::Result<Report> {
     let supply = supply
         .map(Arc::new)
         .map_err(|error| UnhealthyReason::NoDriverFiles(error.to_string()));
+    let looked = Keeper::new(config).look(&inventory.needed());
     let node = Node {
         // Serving writes it; this only looks.
         cdi_spec: None,
-        faults: Keeper::new(config).look(&inventory.minor_numbers()).faults,
+        faults: looked.faults,
+        mig_minors: looked.mig_minors,
         ..Node::new(config, supply)
     };
-    let snapshot = inventory.devices(&node);
+    let snapshots = inventory.devices(&node);
+    let devices = snapshots.iter().flat_map(|(resource, snapshot)| {
+        let devices = snapshot.devices.iter();
+        let inventory = &inventory;
+        devices.map(move |device| {
+            let notes = device.uuid.iter().flat_map(|uuid| inventory.notes(uuid));
+            device_report(resource, snapshot, device, notes)
+        })
+    });
     Ok(Report {
-        resource: config.resource_name.clone(),
+        resources: snapshots.keys().cloned().collect(),
         driver_version,
         driver_root: config.paths.driver_root.host().display().to_string(),
         problems,
-        devices: snapshot
-            .devices
-            .iter()
-            .map(|device| device_report(&snapshot, device, inventory.notes(&device.uuid)))
-            .collect(),
+        devices: devices.collect(),
     })
 }
 
@@ -175,6 +190,7 @@ fn probe(library: &dyn GpuLibrary, inventory: &mut Inventory) {
 }
 
 fn device_report(
+    resource: &str,
     snapshot: &DeviceSnapshot,
     device: &Device,
     notes: impl Iterator<Item = Kind>,
@@ -197,6 +213,7 @@ fn device_report(
         remedy: kind.signal().remedy,
     };
     DeviceReport {
+        resource: resource.into(),
         id: device.id.to_string(),
         health: device.health.as_str(),
         reason: reason.or(refused),
@@ -204,6 +221,8 @@ fn device_report(
         remedy: sickness.map(|sickness| sickness.cause.remedy()),
         notes: notes.map(note).collect(),
         gpu: device.gpu.clone(),
+        mig: device.mig.clone(),
+        replica: device.replica(),
         allocate: answer
             .ok()
             .and_then(|answer| answer.container_responses.into_iter().next())
@@ -243,21 +262,18 @@ fn table(report: &Report) -> String {
 
 fn write_table(text: &mut String, report: &Report) -> std::fmt::Result {
     let Report {
-        resource,
+        resources,
         driver_version,
         driver_root,
         problems,
         devices,
     } = report;
-    let healthy = devices
-        .iter()
-        .filter(|device| device.reason.is_none())
-        .count();
-    writeln!(
-        text,
-        "{resource}: {} devices, {healthy} healthy",
-        devices.len()
-    )?;
+    for resource in resources {
+        let own = || devices.iter().filter(|device| device.resource == *resource);
+        let healthy = own().filter(|device| device.reason.is_none()).count();
+        let all = own().count();
+        writeln!(text, "{resource}: {all} devices, {healthy} healthy")?;
+    }
     writeln!(text, "driver {driver_version} under {driver_root}")?;
     for problem in problems {
         writeln!(text, "problem: {problem}")?;
@@ -294,17 +310,36 @@ fn write_table(text: &mut String, report: &Report) -> std::fmt::Result {
 
 fn row(device: &DeviceReport) -> [String; 8] {
     let gpu = device.gpu.as_ref();
+    let mig = device.mig.as_ref();
     let show = |value: Option<String>| value.unwrap_or_else(|| "-".into());
+    let memory = match mig {
+        Some(mig) => Some(mig.memory_bytes),
+        None => gpu.and_then(|gpu| gpu.memory_bytes),
+    };
     [
-        show(gpu.map(|gpu| gpu.index.to_string())),
+        show(gpu.map(|gpu| index(gpu, mig))),
         device.id.clone(),
         device.health.into(),
-        show(gpu.map(|gpu| gpu.product_name.clone())),
-        show(gpu.and_then(|gpu| Some(format!("{} MiB", gpu.memory_bytes? >> 20)))),
+        show(gpu.map(|gpu| product(gpu, mig))),
+        show(memory.map(|bytes| format!("{} MiB", bytes >> 20))),
         show(gpu.and_then(|gpu| Some(gpu.compute_capability?.to_string()))),
         show(gpu.map(|gpu| gpu.pci_bus_id.clone())),
         show(gpu.and_then(|gpu| Some(gpu.numa_node?.to_string()))),
     ]
+}
+
+fn index(gpu: &Gpu, mig: Option<&MigDevice>) -> String {
+    match mig {
+        Some(mig) => format!("{}:{}", gpu.index, mig.index),
+        None => gpu.index.to_string(),
+    }
+}
+
+fn product(gpu: &Gpu, mig: Option<&MigDevice>) -> String {
+    match mig {
+        Some(mig) => format!("{} MIG {}", gpu.product_name, mig.profile),
+        None => gpu.product_name.clone(),
+    }
 }
 
 fn write_rows<const N: usize>(text: &mut String, rows: &[[String; N]]) -> std::fmt::Result {

@@ -40,7 +40,7 @@ fn every_gpu_is_described() {
         state.gpus[1].numa_node = None;
     });
     let report = json(&node);
-    assert_eq!(report["resource"], "nvidia.com/gpu");
+    assert_eq!(report["resources"], serde_json::json!(["nvidia.com/gpu"]));
     let devices = report["devices"].as_array().unwrap();
     assert_eq!(devices.len(), 2);
     for (index, device) in devices.iter().enumerate() {

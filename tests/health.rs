@@ -10,7 +10,7 @@ mod common;
 use std::time::{Duration, Instant};
 
 use common::kubelet::KubeletPeer;
-use common::nvml::{Return, SimulatedNode};
+use common::nvml::{Gpu, RetiredPages, Return, SimulatedNode};
 use common::plugin::PluginProcess;
 use common::running::{
     LONG, RESOURCE, Running, arguments, http_address, measured, options, program,
@@ -37,9 +37,17 @@ async fn refusal(running: &Running, position: usize) -> String {
 
 #[tokio::test]
 async fn an_xid_of_the_device_is_on_the_stream_at_once_with_its_reason() {
-    // Nothing but the event can tell it so soon.
-    let polls = ["--health-poll-interval", "10m"];
-    let running = Running::on(SimulatedNode::new(8), options(), &polls).await;
+    // Nothing but the event can tell it so soon, and none is well again so soon.
+    let long = "10m";
+    let flags = [
+        "--health-poll-interval",
+        long,
+        "--health-quiet",
+        long,
+        "--health-longest-quiet",
+        long,
+    ];
+    let running = Running::on(SimulatedNode::new(8), options(), &flags).await;
     running.counts(8, 8).await;
     running.listening(0).await;
     let mut times = Vec::new();
@@ -206,7 +214,8 @@ async fn a_vanished_gpu_is_unhealthy_and_never_dropped() {
     running.node.vanish(1);
     running.health(1, "Unhealthy").await;
     let reason = refusal(&running, 1).await;
-    assert!(reason.contains("not enumerated any more"), "{reason}");
+    let gone = ["not enumerated any more", "gone from the bus"];
+    assert!(gone.iter().any(|gone| reason.contains(gone)), "{reason}");
     // The one behind it has its index now.
     assert_eq!(healthy(&running), [true, false, true]);
     running.allocate(&[2]).await.unwrap();
@@ -319,16 +328,16 @@ async fn an_xid_in_the_kernel_log_is_heard_though_nvml_hangs() {
 
 #[tokio::test]
 async fn the_kernel_logs_recovery_action_is_taken_at_its_word_until_the_driver_speaks() {
-    let node = SimulatedNode::with(2, |state| state.gpus[0].recovery_action = None);
+    let node = SimulatedNode::with(2, |state| state.gpus[1].recovery_action = None);
     let running = Running::on(node, options(), &[]).await;
     running.counts(2, 2).await;
-    let announce = |seq, text| running.node.xid_in_kernel_log(0, seq, 154, text);
+    let announce = |seq, text| running.node.xid_in_kernel_log(1, seq, 154, text);
     announce(
         8,
         "GPU recovery action changed from 0x0 (None) to 0x1 (GPU Reset Required)",
     );
     running.counts(1, 2).await;
-    let reason = refusal(&running, 0).await;
+    let reason = refusal(&running, 1).await;
     assert!(reason.contains("recovery action 1 (GPU reset)"), "{reason}");
     running.pass_time().await;
     running.counts(1, 2).await;
@@ -466,4 +475,205 @@ async fn with_all_checks_disabled_only_what_is_enabled_acts() {
     running.node.xid(2, 48);
     running.counts(2, 3).await;
     assert_eq!(healthy(&running), [true, true, false]);
+}
+
+// === Every polled signal ===
+
+/// Makes the second of two GPUs sick in one way, waits for the reason, takes the
+/// cause back, and waits for the GPU.
+async fn sick_and_well(reason: &str, fall_sick: impl Fn(&mut Gpu), get_well: impl Fn(&mut Gpu)) {
+    let running = Running::start(2).await;
+    running.node.edit_gpu(1, &fall_sick);
+    running.counts(1, 2).await;
+    let metric = format!(
+        r#"gpu_sick{{uuid="{}",reason="{reason}",class="reset"}}"#,
+        running.node.uuid(1)
+    );
+    running.metric_reaches(&metric, 1.0).await;
+    running.node.edit_gpu(1, &get_well);
+    running.counts(2, 2).await;
+    assert_eq!(healthy(&running), [true, true]);
+    running.kubelet.assert_no_violations();
+}
+
+/// The same with a cause that lasts until the next boot.
+async fn sick_until_replaced(
+    reason: &str,
+    fall_sick: impl Fn(&mut Gpu),
+    get_well: impl Fn(&mut Gpu),
+) {
+    let mut running = Running::start(2).await;
+    running.node.edit_gpu(1, &fall_sick);
+    running.counts(1, 2).await;
+    let metric = format!(
+        r#"gpu_sick{{uuid="{}",reason="{reason}",class="replace"}}"#,
+        running.node.uuid(1)
+    );
+    running.metric_reaches(&metric, 1.0).await;
+    running.node.edit_gpu(1, &get_well);
+    running.pass_time().await;
+    assert_eq!(healthy(&running), [true, false]);
+    running.kill_plugin().await;
+    running.node.boot("b0071d00-0000-4000-8000-000000000002");
+    running.start_plugin().await;
+    running.counts(2, 2).await;
+}
+
+#[tokio::test]
+async fn retired_pages_that_wait_for_a_reset() {
+    let pages = |pending| {
+        move |gpu: &mut Gpu| {
+            gpu.retired_pages = Some(RetiredPages {
+                pending,
+                ..RetiredPages::default()
+            });
+        }
+    };
+    sick_and_well("PageRetirementPending", pages(true), pages(false)).await;
+}
+
+#[tokio::test]
+async fn uncorrectable_errors_of_a_gpu_whose_driver_names_no_action() {
+    let errors = |uncorrected| {
+        move |gpu: &mut Gpu| {
+            gpu.recovery_action = None;
+            gpu.ecc.uncorrected = uncorrected;
+        }
+    };
+    sick_and_well("UncorrectableEcc", errors(2), errors(0)).await;
+}
+
+#[tokio::test]
+async fn an_nvlink_that_was_up() {
+    let fall_sick = |gpu: &mut Gpu| gpu.nvlinks_down.extend([3]);
+    sick_and_well("NvLinkDown", fall_sick, |gpu| gpu.nvlinks_down.clear()).await;
+}
+
+#[tokio::test]
+async fn a_fabric_that_does_not_have_the_gpu() {
+    let state = |state| move |gpu: &mut Gpu| gpu.fabric.state = state;
+    sick_and_well("FabricNotReady", state(2), state(3)).await;
+}
+
+#[tokio::test]
+async fn a_gpu_is_lost_by_the_word_of_any_call() {
+    let fail = |gpu: &mut Gpu| {
+        let call = "nvmlDeviceGetCurrentClocksEventReasons".to_owned();
+        gpu.fail.insert(call, Return::GpuIsLost);
+    };
+    sick_and_well("GpuLost", fail, |gpu| gpu.fail.clear()).await;
+    let field = |gpu: &mut Gpu| gpu.fail_fields.extend([(145, Return::ResetRequired)]);
+    sick_and_well("ResetRequired", field, |gpu| gpu.fail_fields.clear()).await;
+}
+
+#[tokio::test]
+async fn a_row_that_could_not_be_remapped() {
+    let failure = |failure| move |gpu: &mut Gpu| gpu.remapped_rows.failure = failure;
+    sick_until_replaced("RowRemapFailure", failure(true), failure(false)).await;
+}
+
+#[tokio::test]
+async fn too_many_errors_of_the_sram() {
+    let exceeded = |exceeded| move |gpu: &mut Gpu| gpu.sram_threshold_exceeded = exceeded;
+    sick_until_replaced("SramThresholdExceeded", exceeded(true), exceeded(false)).await;
+}
+
+#[tokio::test]
+async fn too_many_retired_pages() {
+    let pages = |double_bit| {
+        move |gpu: &mut Gpu| {
+            gpu.retired_pages = Some(RetiredPages {
+                double_bit,
+                ..RetiredPages::default()
+            });
+        }
+    };
+    sick_until_replaced("RetiredPages", pages(60), pages(2)).await;
+}
+
+#[tokio::test]
+async fn a_pci_device_that_is_gone_from_the_bus() {
+    let running = Running::start(2).await;
+    running.node.pull(1);
+    running.counts(1, 2).await;
+    let reason = refusal(&running, 1).await;
+    assert!(reason.contains("gone from the bus"), "{reason}");
+    running.node.plug_in(1);
+    running.counts(2, 2).await;
+    running.kubelet.assert_no_violations();
+}
+
+#[tokio::test]
+async fn heat_power_and_a_pending_remapping_are_reported_and_not_acted_on() {
+    let running = Running::start(1).await;
+    running.node.edit_gpu(0, |gpu| {
+        gpu.clocks_event_reasons = 0x40 | 0x80;
+        gpu.remapped_rows.pending = true;
+    });
+    let uuid = running.node.uuid(0);
+    let note = |reason| format!(r#"gpu_note{{uuid="{uuid}",reason="{reason}"}}"#);
+    for reason in ["ThermalSlowdown", "PowerSlowdown", "RowRemapPending"] {
+        running.metric_reaches(&note(reason), 1.0).await;
+    }
+    assert_eq!(healthy(&running), [true]);
+    running.node.edit_gpu(0, |gpu| gpu.clocks_event_reasons = 0);
+    let gone = || async {
+        running
+            .metric(&note("ThermalSlowdown"))
+            .await
+            .is_none()
+            .then_some(())
+    };
+    running.eventually("the note to go", gone).await;
+    let healthy = format!(r#"gpu_healthy{{uuid="{uuid}"}}"#);
+    assert_eq!(running.metric(&healthy).await, Some(1.0));
+}
+
+// === Hysteresis, storms ===
+
+#[tokio::test]
+async fn a_gpu_that_flaps_stays_out_longer_each_time() {
+    let node = SimulatedNode::new(1);
+    let quiet = ["--health-quiet", "200ms", "--health-longest-quiet", "1s"];
+    let running = Running::on(node, options(), &quiet).await;
+    running.counts(1, 1).await;
+    let mut times = Vec::new();
+    for _ in 0..4 {
+        running.node.lose(0);
+        running.counts(0, 1).await;
+        running.node.restore(0);
+        let answers = Instant::now();
+        running.counts(1, 1).await;
+        times.push(answers.elapsed());
+    }
+    println!("out after it answered again: {times:?}");
+    for (out, least) in times.iter().zip([200, 400, 800, 1000]) {
+        assert!(*out >= Duration::from_millis(least), "{times:?}");
+    }
+    running.kubelet.assert_no_violations();
+}
+
+#[tokio::test]
+async fn a_storm_of_xids_hides_no_sick_gpu_and_is_counted_in_full() {
+    const STORM: u64 = 10_000;
+    let running = Running::start(2).await;
+    running.listening(0).await;
+    let uuid = running.node.uuid(0);
+    let effort = running.effort();
+    let mark = running.kubelet.mark();
+    let xids = (0..STORM).map(|number| if number == STORM / 2 { 48 } else { 31 });
+    running.node.storm(0, xids);
+    running.counts(1, 2).await;
+    let counted = format!(r#"xids_total{{uuid="{uuid}",xid="31"}}"#);
+    running.metric_reaches(&counted, (STORM - 1) as f64).await;
+    running.counts(2, 2).await;
+    let cpu = effort.cpu();
+    println!("{STORM} XIDs: {cpu:?} of CPU");
+    assert!(
+        cpu < Duration::from_secs(5),
+        "{cpu:?}, mostly the simulation's"
+    );
+    assert_eq!(running.lists(mark).len(), 2, "sick, and well again");
+    let lines = running.plugin.log().matches("xid=31").count();
+    assert!(lines < 5, "{lines} lines");
 }

@@ -23,6 +23,12 @@ pub enum AllocateError {
     /// A request for nothing: the kubelet never makes one.
     #[error("a container request names no device")]
     Empty,
+    /// Several replicas of shared devices, where one is all that is given.
+    #[error(
+        "{0} devices for one container: they are shares of GPUs that others have too, and more of \
+         them are no larger share; ask for 1 (sharing.timeSlicing.failRequestsGreaterThanOne)"
+    )]
+    Several(usize),
     /// A device that may not be given to a container.
     #[error("device {id} is unhealthy: {reason}")]
     Unhealthy {
@@ -46,7 +52,7 @@ impl AllocateError {
     /// one that could be later is `FailedPrecondition`.
     pub fn into_status(self) -> Status {
         let code = match self {
-            Self::Unknown(_) | Self::Empty => Code::InvalidArgument,
+            Self::Unknown(_) | Self::Empty | Self::Several(_) => Code::InvalidArgument,
             Self::Unhealthy { .. } | Self::Gone(_) | Self::NoSpec(_) => Code::FailedPrecondition,
         };
         Status::new(code, self.to_string())
@@ -93,6 +99,10 @@ fn allocate_container(
         .into_iter()
         .map(|id| usable(snapshot, id))
         .collect::<Result<Vec<_>, _>>()?;
+    let shared = devices.iter().any(|device| device.replica().is_some());
+    if shared && snapshot.common.one_replica_only && devices.len() > 1 {
+        return Err(AllocateError::Several(devices.len()));
+    }
     if !files_exist {
         all_exist(&snapshot.common, &devices)?;
     }

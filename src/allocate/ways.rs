@@ -1,6 +1,8 @@
 //! What each way in adds to an answer, in the meaning that NVIDIA's device
 //! plugin gave the words (its internal/plugin/server.go).
 
+use std::collections::BTreeSet;
+
 use crate::api::v1beta1::{CdiDevice, ContainerAllocateResponse, DeviceSpec, Mount};
 use crate::config::{DeviceIdStrategy, DeviceListStrategy, Extra};
 use crate::device::{Common, Device, DeviceNode, text};
@@ -24,7 +26,7 @@ const ANNOTATION: &str = "gpu-device-plugin_";
 pub(crate) const ANNOTATION_NAME: usize = ANNOTATION.len() + 16;
 
 /// The answer about these devices, which are sorted by ID. The same devices
-/// give the same answer.
+/// give the same answer. Several replicas of one are given once.
 pub(super) fn answer(common: &Common, devices: &[&Device]) -> ContainerAllocateResponse {
     let options = &common.allocation;
     let names = || names(devices, options.device_ids);
@@ -48,7 +50,7 @@ pub(super) fn answer(common: &Common, devices: &[&Device]) -> ContainerAllocateR
     if options.answers_nodes() {
         let own = devices.iter().flat_map(|device| &device.nodes);
         let nodes = own.chain(common.all_nodes());
-        answer.devices = nodes.map(device_spec).collect();
+        answer.devices = each_once(nodes).map(device_spec).collect();
     }
     answer
 }
@@ -58,12 +60,22 @@ pub(super) fn answer(common: &Common, devices: &[&Device]) -> ContainerAllocateR
 fn names(devices: &[&Device], by: DeviceIdStrategy) -> Vec<String> {
     let mut devices = devices.to_vec();
     if by == DeviceIdStrategy::Index {
-        devices.sort_by_key(|device| device.gpu.as_ref().map(|gpu| gpu.index));
+        devices.sort_by_key(|device| device.index());
     }
     let names = devices.iter();
-    names
+    let mut names: Vec<_> = names
         .filter_map(|device| cdi::device_name(device, by))
-        .collect()
+        .collect();
+    names.dedup();
+    names
+}
+
+/// Replicas of a device, and MIG devices of a GPU, have nodes in common.
+fn each_once<'a>(
+    nodes: impl Iterator<Item = &'a DeviceNode>,
+) -> impl Iterator<Item = &'a DeviceNode> {
+    let mut seen = BTreeSet::new();
+    nodes.filter(move |node| seen.insert(&node.container))
 }
 
 fn qualified(names: &[String]) -> Vec<String> {

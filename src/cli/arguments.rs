@@ -171,6 +171,13 @@ pub(super) struct Arguments {
     #[arg(default_value = "nvidia.com/gpu")]
     resource_name: String,
 
+    /// What GPUs in MIG mode are advertised as: none, whole GPUs; single, their
+    /// MIG devices in place of GPUs, where all are of one profile; mixed, MIG
+    /// devices under a name for each profile
+    #[arg(long, global = true, env = "MIG_STRATEGY", value_name = "STRATEGY")]
+    #[arg(default_value = "none")]
+    mig_strategy: String,
+
     /// Address of /livez, /readyz and /metrics
     #[arg(long, global = true, env = "HTTP_LISTEN", value_name = "ADDRESS:PORT")]
     #[arg(default_value = "0.0.0.0:9402")]

@@ -18,7 +18,7 @@ use crate::config::file::{self, Settings};
 use crate::config::{
     AllocationOptions, ClusterOptions, Config, DeviceIdStrategy, DeviceListStrategy, DriverOptions,
     EvictionMode, EvictionOptions, Extra, HealthOptions, HostFolder, HostPaths, ImexChannel,
-    VolumeMode,
+    MigStrategy, VolumeMode,
 };
 use crate::health::xid::XidPolicy;
 use crate::plugin::listener;
@@ -127,6 +127,9 @@ impl<'a> Values<'a> {
 
     fn config(&mut self) -> Option<Config> {
         let resource_name = self.checked("resource_name", resource_name);
+        let mig_strategy = self.checked("mig_strategy", |text| {
+            word(text, &MigStrategy::ALL, MigStrategy::name)
+        });
         let http_listen = self.checked("http_listen", address);
         let poll_interval = self.checked("health_poll_interval", interval);
         let driver = self.driver();
@@ -140,6 +143,8 @@ impl<'a> Values<'a> {
         Some(Config {
             paths,
             resource_name,
+            mig_strategy: mig_strategy?,
+            sharing: self.sources.file.sharing.clone(),
             http_listen: http_listen?,
             poll_interval: poll_interval?,
             driver: driver?,

@@ -157,7 +157,7 @@ pub(super) fn node_name(text: &str) -> Result<String, String> {
 
 /// A name that the kubelet takes for an extended resource (Kubernetes'
 /// pkg/apis/core/v1/helper/helpers.go, `IsExtendedResourceName`).
-pub(super) fn resource_name(text: &str) -> Result<String, String> {
+pub(crate) fn resource_name(text: &str) -> Result<String, String> {
     let Some((domain, name)) = text.split_once('/') else {
         return Err("has no domain, as nvidia.com/gpu has".into());
     };

@@ -8,6 +8,7 @@
 
 mod keys;
 mod node;
+mod sharing;
 mod walk;
 
 use std::collections::BTreeMap;
@@ -19,6 +20,7 @@ use std::path::Path;
 use serde::Deserialize;
 use serde_saphyr::{DuplicateKeyPolicy, NonFiniteFloatPolicy, Options, Spanned};
 
+use crate::config::sharing::Sharing;
 use crate::health::class::Class;
 
 pub use self::keys::{flags_with_a_key, keys};
@@ -41,6 +43,8 @@ pub struct Settings {
     pub flags: BTreeMap<&'static str, Setting>,
     /// The classes of XIDs, where they are not the built-in ones.
     pub xids: BTreeMap<u64, Class>,
+    /// What is shared.
+    pub sharing: Sharing,
     /// Keys of NVIDIA's that do nothing here.
     pub idle: Vec<Idle>,
 }

@@ -106,7 +106,13 @@ impl Reloader {
             // It was not asked for at the start, by the same arguments.
             Err(Stop::Help(_)) => return ReloadOutcome::Unchanged,
         };
-        let fixed = too_late(&self.running.effective, &new.effective);
+        let mut fixed = too_late(&self.running.effective, &new.effective);
+        if new.config.sharing != self.running.config.sharing {
+            let path = self.path.display();
+            fixed.push(format!(
+                "{path}: sharing: what it says now needs a restart; until then the old one holds"
+            ));
+        }
         if !fixed.is_empty() {
             return ReloadOutcome::Failed(fixed);
         }

@@ -6,13 +6,13 @@
 
 pub mod file;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
 use super::DriverMount;
 use crate::config::DeviceIdStrategy;
-use crate::device::{Device, DeviceNode, DeviceSnapshot, Health, text};
+use crate::device::{Device, DeviceNode, Health, Snapshots, text};
 
 /// Vendor and class of our devices. CDI allows a vendor of one DNS label. It is
 /// nobody else's: of two specs in one folder that define the same device, a
@@ -83,24 +83,26 @@ struct SpecMount {
 
 impl Spec {
     /// The spec of these devices, each by UUID and by index, and of `all`
-    /// healthy ones together.
+    /// healthy ones together. Replicas of a device are that device.
     ///
     /// A device that is not healthy keeps its entry, so that a container which
     /// has it can start again. `None` where there is no device to name or no
     /// driver to give: a spec of an earlier moment is the better one then.
     #[must_use]
-    pub fn of(snapshot: &DeviceSnapshot) -> Option<Self> {
-        let common = &snapshot.common;
-        let known = snapshot.devices.iter();
+    pub fn of(snapshots: &Snapshots) -> Option<Self> {
+        // It is the same for each resource.
+        let common = &snapshots.values().next()?.common;
+        let known = snapshots.values().flat_map(|snapshot| &snapshot.devices);
         let known: Vec<_> = known.filter(|device| !device.nodes.is_empty()).collect();
         if known.is_empty() || common.mounts.is_empty() {
             return None;
         }
-        let by_uuid = known.iter().map(|device| named(device.id.as_str(), device));
+        let by_uuid: BTreeMap<_, _> = known.iter().map(|d| (d.id.uuid(), *d)).collect();
+        let by_uuid = by_uuid.iter().map(|(uuid, device)| named(uuid, device));
         let by_index = by_index(&known);
         let by_index = by_index
             .iter()
-            .map(|(index, device)| named(&index.to_string(), device));
+            .map(|(index, device)| named(&index_name(*index), device));
         Some(Self {
             cdi_version: VERSION,
             kind: KIND,
@@ -141,8 +143,16 @@ impl Spec {
 #[must_use]
 pub fn device_name(device: &Device, by: DeviceIdStrategy) -> Option<String> {
     match by {
-        DeviceIdStrategy::Uuid => Some(device.id.to_string()),
-        DeviceIdStrategy::Index => Some(device.gpu.as_ref()?.index.to_string()),
+        DeviceIdStrategy::Uuid => Some(device.id.uuid().to_owned()),
+        DeviceIdStrategy::Index => device.index().map(index_name),
+    }
+}
+
+/// `0` is a GPU, `0:1` a MIG device of it.
+fn index_name((gpu, mig): (u32, Option<u32>)) -> String {
+    match mig {
+        None => gpu.to_string(),
+        Some(mig) => format!("{gpu}:{mig}"),
     }
 }
 
@@ -164,7 +174,7 @@ fn named(name: &str, device: &Device) -> NamedEdits {
 
 /// The device at each index. One that vanished may have been at an index where
 /// another one is now, and the same name twice makes a spec invalid.
-fn by_index<'a>(devices: &[&'a Device]) -> BTreeMap<u32, &'a Device> {
+fn by_index<'a>(devices: &[&'a Device]) -> BTreeMap<(u32, Option<u32>), &'a Device> {
     let rank = |device: &Device| match &device.health {
         Health::Healthy => 0,
         Health::Unhealthy(reason) if reason.is_vanished() => 2,
@@ -172,8 +182,10 @@ fn by_index<'a>(devices: &[&'a Device]) -> BTreeMap<u32, &'a Device> {
     };
     let mut found = BTreeMap::new();
     for device in devices {
-        let Some(gpu) = &device.gpu else { continue };
-        let at = found.entry(gpu.index).or_insert(*device);
+        let Some(index) = device.index() else {
+            continue;
+        };
+        let at = found.entry(index).or_insert(*device);
         if rank(device) < rank(at) {
             *at = device;
         }
@@ -184,7 +196,11 @@ fn by_index<'a>(devices: &[&'a Device]) -> BTreeMap<u32, &'a Device> {
 /// A device without edits is invalid, so there is no `all` of none.
 fn all(devices: &[&Device]) -> Option<NamedEdits> {
     let healthy = devices.iter().filter(|d| d.health == Health::Healthy);
-    let nodes: Vec<_> = healthy.flat_map(|d| &d.nodes).map(SpecNode::from).collect();
+    // MIG devices have their GPU's node in common.
+    let mut seen = BTreeSet::new();
+    let nodes = healthy.flat_map(|device| &device.nodes);
+    let nodes = nodes.filter(|node| seen.insert(&node.container));
+    let nodes: Vec<_> = nodes.map(SpecNode::from).collect();
     (!nodes.is_empty()).then(|| NamedEdits {
         name: ALL.into(),
         container_edits: Edits {
@@ -221,11 +237,13 @@ mod tests {
     use std::time::Duration;
 
     use crate::device::UnhealthyReason;
-    use crate::device::{Common, DeviceId};
+    use crate::device::{Common, DeviceId, DeviceSnapshot};
     use crate::gpu::{Gpu, GpuUuid};
     use crate::health::cause::Cause;
     use crate::health::class::Class;
     use crate::health::report::Sickness;
+
+    const RESOURCE: &str = "nvidia.com/gpu";
 
     fn node(path: &str, host: &str) -> DeviceNode {
         DeviceNode {
@@ -240,7 +258,8 @@ mod tests {
         let path = format!("/dev/nvidia{index}");
         Device {
             id: DeviceId::from(&uuid),
-            uuid: uuid.clone(),
+            uuid: Some(uuid.clone()),
+            mig: None,
             gpu: Some(Gpu {
                 uuid,
                 index,
@@ -250,6 +269,8 @@ mod tests {
                 memory_bytes: None,
                 compute_capability: None,
                 product_name: "NVIDIA H200".into(),
+                mig_enabled: false,
+                mig_devices: Vec::new(),
             }),
             health,
             nodes: vec![node(&path, &path)],
@@ -265,13 +286,13 @@ mod tests {
         }))
     }
 
-    fn snapshot(devices: Vec<Device>) -> DeviceSnapshot {
+    fn snapshot(devices: Vec<Device>) -> Snapshots {
         let mount = DriverMount {
             host: "/opt/libcuda.so.580.1".into(),
             here: "/opt/libcuda.so.580.1".into(),
             container: "/usr/lib64/libcuda.so.1".into(),
         };
-        DeviceSnapshot {
+        let snapshot = DeviceSnapshot {
             complete: true,
             devices,
             common: Common {
@@ -279,7 +300,12 @@ mod tests {
                 mounts: vec![mount],
                 ..Common::default()
             },
-        }
+        };
+        [(RESOURCE.to_owned(), snapshot)].into()
+    }
+
+    fn only(snapshots: &mut Snapshots) -> &mut DeviceSnapshot {
+        snapshots.get_mut(RESOURCE).unwrap()
     }
 
     fn names(spec: &Spec) -> Vec<&str> {
@@ -331,10 +357,10 @@ mod tests {
         assert_eq!(names(&Spec::of(&one).unwrap()), ["GPU-a", "0"]);
         assert_eq!(Spec::of(&snapshot(Vec::new())), None);
         let mut unknown = one.clone();
-        unknown.devices[0].nodes.clear();
+        only(&mut unknown).devices[0].nodes.clear();
         assert_eq!(Spec::of(&unknown), None);
         let mut no_driver = one;
-        no_driver.common.mounts.clear();
+        only(&mut no_driver).common.mounts.clear();
         assert_eq!(Spec::of(&no_driver), None);
     }
 

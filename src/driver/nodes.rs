@@ -6,6 +6,7 @@
 //! makes them on the host, the same way.
 
 mod access;
+mod caps;
 mod faults;
 mod keeper;
 mod links;
@@ -14,8 +15,10 @@ mod majors;
 mod make;
 mod plan;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+pub use self::caps::{Instance, MigMinors};
 pub use self::faults::{Faults, Hindrance, NodeFault};
 pub use self::keeper::{Keeper, Report};
 pub use self::made::{Removal, remove_made};
@@ -33,6 +36,24 @@ const OPTIONAL: [&str; 2] = ["nvidia-uvm-tools", "nvidia-modeset"];
 
 /// The folder of the links, below the dev root.
 const CHAR: &str = "dev/char";
+
+/// What there have to be device nodes for, beside the driver itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Needed {
+    /// Minor numbers of GPUs.
+    pub gpus: BTreeSet<u32>,
+    /// GPU instances and compute instances of MIG devices.
+    pub instances: BTreeSet<Instance>,
+}
+
+impl<const N: usize> From<[u32; N]> for Needed {
+    fn from(gpus: [u32; N]) -> Self {
+        Self {
+            gpus: gpus.into(),
+            ..Self::default()
+        }
+    }
+}
 
 /// The folder that holds `dev`, on the host and where this process sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -74,6 +95,11 @@ impl DevRoot {
     /// The node of the GPU with this minor number.
     pub fn gpu(&self, minor_number: u32) -> DeviceNode {
         self.node(&format!("nvidia{minor_number}"))
+    }
+
+    /// The node of the capability with this minor number.
+    pub fn capability(&self, minor: u32) -> DeviceNode {
+        self.node(&caps::node_name(minor))
     }
 
     /// The nodes that every container gets: the required ones, there or not,

@@ -13,6 +13,7 @@ use nvml_wrapper::{Device, Nvml};
 
 use super::error::{failed, supported};
 use super::events::NvmlEvents;
+use super::mig::Parent;
 use super::vitals::{self, Memory};
 use super::{
     ComputeCapability, EventSource, Gpu, GpuLibrary, GpuUuid, LibraryError, OpenError, Reading,
@@ -95,13 +96,21 @@ impl NvmlLibrary {
             "nvmlDeviceGetCudaComputeCapability",
             device.cuda_compute_capability(),
         )?;
+        let memory_bytes = memory.map(|memory| memory.total);
+        let mig = Parent {
+            nvml: &self.nvml,
+            device,
+            uuid: &uuid,
+            memory: memory_bytes,
+        };
+        let mig_devices = mig.read()?;
         Ok(Gpu {
             uuid,
             index,
             minor_number,
             numa_node: numa_node(&self.sysfs, &pci.bus_id),
             pci_bus_id: pci.bus_id,
-            memory_bytes: memory.map(|memory| memory.total),
+            memory_bytes,
             compute_capability: capability.and_then(|capability| {
                 Some(ComputeCapability {
                     major: capability.major.try_into().ok()?,
@@ -109,6 +118,8 @@ impl NvmlLibrary {
                 })
             }),
             product_name,
+            mig_enabled: mig_devices.is_some(),
+            mig_devices: mig_devices.unwrap_or_default(),
         })
     }
 }

@@ -47,17 +47,18 @@ struct Entry {
     alloc_resp: serde_json::Value,
 }
 
-/// The IDs of `resource` that pods hold, by the checkpoint in `folder`.
+/// The devices that pods hold, as resource and ID, by the checkpoint in `folder`.
 ///
 /// # Errors
 ///
 /// The file is there and could not be read or understood.
-pub fn allocated(folder: &Path, resource: &str) -> anyhow::Result<BTreeSet<String>> {
-    Ok(entries(folder)?
-        .into_iter()
-        .filter(|entry| entry.resource_name == resource)
-        .flat_map(|entry| entry.device_ids.unwrap_or_default().into_values().flatten())
-        .collect())
+pub fn allocated(folder: &Path) -> anyhow::Result<BTreeSet<(String, String)>> {
+    let held = entries(folder)?.into_iter().flat_map(|entry| {
+        let ids = entry.device_ids.unwrap_or_default().into_values().flatten();
+        let resource = entry.resource_name;
+        ids.map(move |id| (resource.clone(), id))
+    });
+    Ok(held.collect())
 }
 
 /// What of the host the kubelet would mount for pods again, of all resources,
@@ -111,22 +112,31 @@ fn entries(folder: &Path) -> anyhow::Result<Vec<Entry>> {
 mod tests {
     use super::*;
 
-    fn allocated_in(text: &str) -> anyhow::Result<BTreeSet<String>> {
+    fn allocated_in(text: &str) -> anyhow::Result<BTreeSet<(String, String)>> {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join(FILE), text).unwrap();
-        allocated(folder.path(), "nvidia.com/gpu")
+        allocated(folder.path())
     }
 
     #[test]
     fn devices_of_pods_are_found_on_every_numa_node() {
         let text = r#"{"Data":{"PodDeviceEntries":[
             {"PodUID":"1","ContainerName":"c","ResourceName":"nvidia.com/gpu",
-             "DeviceIDs":{"-1":["GPU-b"],"0":["GPU-a"]},"AllocResp":"Cg=="},
+             "DeviceIDs":{"-1":["GPU-b::1"],"0":["GPU-a"]},"AllocResp":"Cg=="},
             {"PodUID":"2","ContainerName":"c","ResourceName":"example.com/nic",
              "DeviceIDs":{"0":["nic"]},"AllocResp":""}],
             "RegisteredDevices":{"nvidia.com/gpu":["GPU-a","GPU-b","GPU-c"]}},"Checksum":1}"#;
-        let ids: Vec<_> = allocated_in(text).unwrap().into_iter().collect();
-        assert_eq!(ids, ["GPU-a", "GPU-b"]);
+        let held = allocated_in(text).unwrap();
+        let held: Vec<_> = held
+            .iter()
+            .map(|(r, id)| (r.as_str(), id.as_str()))
+            .collect();
+        let expected = [
+            ("example.com/nic", "nic"),
+            ("nvidia.com/gpu", "GPU-a"),
+            ("nvidia.com/gpu", "GPU-b::1"),
+        ];
+        assert_eq!(held, expected);
     }
 
     #[test]
@@ -134,11 +144,7 @@ mod tests {
         let text = r#"{"Data":{"PodDeviceEntries":null,"RegisteredDevices":{}},"Checksum":1}"#;
         assert!(allocated_in(text).unwrap().is_empty());
         let folder = tempfile::tempdir().unwrap();
-        assert!(
-            allocated(folder.path(), "nvidia.com/gpu")
-                .unwrap()
-                .is_empty()
-        );
+        assert!(allocated(folder.path()).unwrap().is_empty());
     }
 
     #[test]

@@ -32,14 +32,15 @@ impl Monitor {
 
     /// What makes the nodes that are missing. For a thread that may block.
     pub(super) fn nodes_work(&self) -> impl FnOnce() -> Report + Send + 'static {
-        let (keeper, gpus) = (self.nodes.keeper.clone(), self.inventory.minor_numbers());
-        move || keeper.keep(&gpus)
+        let (keeper, needed) = (self.nodes.keeper.clone(), self.inventory.needed());
+        move || keeper.keep(&needed)
     }
 
     /// Takes in what came of it.
     pub(super) fn nodes_kept(&mut self, report: Report) {
         report.tell(&self.nodes.last);
         self.node.faults = report.faults.clone();
+        self.node.mig_minors = report.mig_minors.clone();
         self.nodes.last = report;
     }
 }

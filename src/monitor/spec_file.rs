@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use crate::config::HostFolder;
-use crate::device::{DeviceSnapshot, Health, UnhealthyReason};
+use crate::device::{Health, Snapshots, UnhealthyReason};
 use crate::driver::cdi::Spec;
 use crate::driver::cdi::file::{self, Identity, Written};
 use crate::gpu::calls::{Calls, Outcome};
@@ -68,14 +68,14 @@ impl SpecFile {
         }
     }
 
-    /// Has the spec of `snapshot` written where that is another one. False: it
-    /// is on its way, and the snapshot has to wait for [`next`](Self::next).
-    /// Where it cannot be written, no device of the snapshot stays healthy.
-    pub(super) fn keep(&mut self, snapshot: &mut DeviceSnapshot) -> bool {
+    /// Has the spec of `snapshots` written where that is another one. False: it
+    /// is on its way, and the snapshots have to wait for [`next`](Self::next).
+    /// Where it cannot be written, no device of theirs stays healthy.
+    pub(super) fn keep(&mut self, snapshots: &mut Snapshots) -> bool {
         let Some(file) = self.file.clone() else {
             return true;
         };
-        let Some(wanted) = Spec::of(snapshot) else {
+        let Some(wanted) = Spec::of(snapshots) else {
             self.readiness.ready(CDI_SPEC);
             return true;
         };
@@ -96,7 +96,7 @@ impl SpecFile {
         let Some((error, _)) = &self.failed else {
             return false;
         };
-        withdraw(snapshot, error);
+        withdraw(snapshots, error);
         true
     }
 
@@ -162,8 +162,8 @@ fn explain(file: &HostFolder, error: &str) -> String {
     )
 }
 
-fn withdraw(snapshot: &mut DeviceSnapshot, error: &str) {
-    for device in &mut snapshot.devices {
+fn withdraw(snapshots: &mut Snapshots, error: &str) {
+    for device in snapshots.values_mut().flat_map(|s| &mut s.devices) {
         if device.health == Health::Healthy {
             device.health = Health::Unhealthy(UnhealthyReason::NoCdiSpec(error.into()));
         }
@@ -175,17 +175,24 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::device::{Common, Device, DeviceNode};
+    use crate::device::{Common, Device, DeviceNode, DeviceSnapshot};
     use crate::driver::DriverMount;
     use crate::gpu::GpuUuid;
 
+    const RESOURCE: &str = "nvidia.com/gpu";
+
+    fn device(snapshots: &mut Snapshots) -> &mut Device {
+        &mut snapshots.get_mut(RESOURCE).unwrap().devices[0]
+    }
+
     /// One healthy GPU, and a driver that is in this file.
-    fn snapshot(driver: &str) -> DeviceSnapshot {
+    fn snapshot(driver: &str) -> Snapshots {
         let uuid = GpuUuid::from("GPU-a");
         let device = Device {
             id: (&uuid).into(),
-            uuid,
+            uuid: Some(uuid),
             gpu: None,
+            mig: None,
             health: Health::Healthy,
             nodes: vec![DeviceNode {
                 host: "/dev/nvidia0".into(),
@@ -198,14 +205,15 @@ mod tests {
             here: driver.into(),
             container: "/usr/lib64/libcuda.so.1".into(),
         };
-        DeviceSnapshot {
+        let snapshot = DeviceSnapshot {
             complete: true,
             devices: vec![device],
             common: Common {
                 mounts: vec![mount],
                 ..Common::default()
             },
-        }
+        };
+        [(RESOURCE.to_owned(), snapshot)].into()
     }
 
     fn spec_file(path: &Path) -> (SpecFile, Readiness) {
@@ -240,7 +248,7 @@ mod tests {
 
         // Of all there is none now; that is written without a wait.
         let mut sick = first.clone();
-        sick.devices[0].health = Health::Unhealthy(UnhealthyReason::NoDriver("gone".into()));
+        device(&mut sick).health = Health::Unhealthy(UnhealthyReason::NoDriver("gone".into()));
         assert!(spec_file.keep(&mut sick) && !is_idle(&spec_file));
         come_back(&mut spec_file).await;
 
@@ -261,7 +269,7 @@ mod tests {
         assert!(!spec_file.keep(&mut first));
         come_back(&mut spec_file).await;
         assert!(spec_file.keep(&mut first) && is_idle(&spec_file));
-        let reason = first.devices[0].health.reason().unwrap().to_string();
+        let reason = device(&mut first).health.reason().unwrap().to_string();
         assert!(reason.starts_with("cannot write the CDI spec"), "{reason}");
         assert_eq!(readiness.list(), [format!("CDI spec: {reason}")]);
     }
@@ -272,7 +280,7 @@ mod tests {
         assert!(none.keep(&mut snapshot("/libcuda.so.1")));
         let root = tempfile::tempdir().unwrap();
         let (mut spec_file, _) = spec_file(&root.path().join("spec.json"));
-        assert!(spec_file.keep(&mut DeviceSnapshot::default()));
+        assert!(spec_file.keep(&mut Snapshots::default()));
         assert!(is_idle(&spec_file));
     }
 }

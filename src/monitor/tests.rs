@@ -4,13 +4,13 @@ use std::sync::mpsc::{Receiver, channel};
 use super::*;
 use crate::config::{
     AllocationOptions, ClusterOptions, DriverOptions, EvictionOptions, HealthOptions, HostFolder,
-    HostPaths, VolumeMode,
+    HostPaths, MigStrategy, VolumeMode, sharing::Sharing,
 };
 use crate::device::Health;
 use crate::driver::DriverRoot;
 use crate::driver::capabilities::Capabilities;
 use crate::driver::nodes::DevRoot;
-use crate::gpu::{EventSource, Gpu, Reading, Vitals, XidEvent};
+use crate::gpu::{EventSource, Gpu, GpuUuid, Reading, Vitals, XidEvent};
 
 /// One GPU, whose driver tells its version when it is let.
 struct SlowDriver(Mutex<Receiver<()>>);
@@ -35,6 +35,8 @@ impl GpuLibrary for SlowDriver {
             memory_bytes: None,
             compute_capability: None,
             product_name: "NVIDIA H200".into(),
+            mig_enabled: false,
+            mig_devices: Vec::new(),
         })
     }
 
@@ -73,6 +75,8 @@ fn config(root: &std::path::Path) -> Config {
             procfs: root.into(),
         },
         resource_name: "nvidia.com/gpu".into(),
+        mig_strategy: MigStrategy::None,
+        sharing: Sharing::default(),
         http_listen: ([127, 0, 0, 1], 0).into(),
         poll_interval: Duration::from_millis(100),
         driver: DriverOptions {
@@ -103,7 +107,7 @@ async fn the_first_list_waits_for_the_driver_too() {
         Arc::default(),
         watch::channel(HealthOptions::default()).1,
     );
-    let mut snapshots = monitor.snapshots();
+    let mut snapshots = monitor.resources().borrow()["nvidia.com/gpu"].clone();
     let running = tokio::spawn(monitor.run());
     while readiness.list().iter().any(|line| line.starts_with(GPUS)) {
         tokio::time::sleep(Duration::from_millis(1)).await;

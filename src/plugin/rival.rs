@@ -60,7 +60,11 @@ fn candidates(folder: &Path, resource: &str, own: &str) -> Vec<PathBuf> {
         .filter(|entry| {
             let name = entry.file_name();
             let name = name.to_string_lossy();
-            name != own && (name.starts_with(&prefix) || is_foreign(&name, resource))
+            // The rest of a name that is ours has no dash: nvidia.com/gpu-a is
+            // another resource than nvidia.com/gpu.
+            let rest = name.strip_prefix(&prefix);
+            let same = rest.is_some_and(|rest| !rest.contains('-'));
+            name != own && (same || is_foreign(&name, resource))
         })
         .map(|entry| entry.path())
         .filter(|path| SocketId::at(path).is_some())
@@ -94,6 +98,7 @@ mod tests {
             bind(&format!("{prefix}2.sock")),
             bind("nvidia-gpu.sock"),
             bind("nvidia-mig-1g.10gb.sock"),
+            bind(&format!("{prefix}a-1.sock")),
             bind("kubelet.sock"),
         ];
         drop(bind(&format!("{prefix}3.sock")));

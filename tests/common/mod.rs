@@ -12,6 +12,7 @@
     reason = "a node that cannot be laid out ends the test, with the reason"
 )]
 
+pub mod api_server;
 pub mod cargo;
 pub mod containerd;
 pub mod device_nodes;

@@ -287,11 +287,18 @@ impl Effort {
     #[track_caller]
     pub fn assert_idle(&self) {
         let wall = self.since.elapsed();
-        let ticks = cpu_ticks(self.pid) - self.ticks;
-        let cpu = Duration::from_millis(ticks * 1000 / TICKS_A_SECOND);
+        let cpu = self.cpu();
         println!("CPU {cpu:?} in {wall:?}");
         let allowed = (wall / 3).max(Duration::from_millis(250));
         assert!(cpu <= allowed, "busy for {cpu:?} of {wall:?}");
+    }
+}
+
+impl Effort {
+    /// What the process computed.
+    pub fn cpu(&self) -> Duration {
+        let ticks = cpu_ticks(self.pid) - self.ticks;
+        Duration::from_millis(ticks * 1000 / TICKS_A_SECOND)
     }
 }
 

@@ -1,7 +1,7 @@
 //! Every key of the file, and what it means. A key that is to mean more one day
 //! changes its line here.
 
-use self::Means::{Flag, Idle, List, Only, Section, Unbuilt, Xids};
+use self::Means::{Flag, Idle, List, Only, Section, TimeSlicing, Unbuilt, Xids};
 
 /// One key of a section.
 #[derive(Debug)]
@@ -26,6 +26,8 @@ pub(super) enum Means {
     Idle(&'static [&'static str], &'static str),
     /// The classes of XIDs.
     Xids,
+    /// What is shared by turns.
+    TimeSlicing,
 }
 
 const fn key(name: &'static str, means: Means) -> Key {
@@ -38,12 +40,12 @@ pub(super) const ROOT: &[Key] = &[
     key("imex", Section(IMEX)),
     key("health", Section(HEALTH)),
     key("eviction", Section(EVICTION)),
-    key("sharing", Unbuilt("sharing by time-slicing or MPS")),
+    key("sharing", Section(SHARING)),
     key("resources", Unbuilt("naming resources by pattern")),
 ];
 
 const FLAGS: &[Key] = &[
-    key("migStrategy", Only(&["none"], "MIG is not built")),
+    key("migStrategy", Flag("mig_strategy")),
     key("failOnInitError", Idle(&[], STAYS_UP)),
     key("mpsRoot", Idle(&[], "MPS is not built")),
     key("nvidiaDriverRoot", Flag("driver_root")),
@@ -82,12 +84,17 @@ const PLUGIN: &[Key] = &[
     key("cdiAnnotationPrefix", Flag("cdi_annotation_prefix")),
     key("nvidiaCTKPath", Idle(&[], "no hook of NVIDIA's is run")),
     key("containerDriverRoot", Flag("driver_root_ctr_path")),
-    key("sharedDevicesAllocationPolicy", Idle(&[], NOT_SHARED)),
+    key("sharedDevicesAllocationPolicy", Idle(&[], NO_PREFERENCE)),
 ];
 
 const IMEX: &[Key] = &[
     key("channelIDs", List("imex_channel_ids")),
     key("required", Flag("imex_required")),
+];
+
+const SHARING: &[Key] = &[
+    key("timeSlicing", TimeSlicing),
+    key("mps", Unbuilt("sharing by MPS")),
 ];
 
 const HEALTH: &[Key] = &[key("xids", Xids), key("recovery", Section(RECOVERY))];
@@ -109,7 +116,7 @@ const EVICTION: &[Key] = &[
 const STAYS_UP: &str = "without a driver the plugin stays up and tries again";
 const NO_LABELS: &str = "no labels are made here";
 const BY_NVML: &str = "GPUs are found by NVML";
-const NOT_SHARED: &str = "no GPU is shared";
+const NO_PREFERENCE: &str = "the kubelet chooses the devices";
 
 /// The ID of each flag that has a key.
 pub fn flags_with_a_key() -> Vec<&'static str> {

@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::config::sharing::{DeviceName, SharedDevices};
 
 fn settings(text: &str) -> Settings {
     parse(text.as_bytes()).unwrap_or_else(|faults| panic!("{text}: {faults:?}"))
@@ -48,6 +49,15 @@ flags:
     outputFile: /etc/features
     sleepInterval: 60s
 sharing:
+  timeSlicing:
+    renameByDefault: true
+    failRequestsGreaterThanOne: true
+    resources:
+    - {name: nvidia.com/gpu, replicas: 4}
+    - name: mig-1g.10gb
+      rename: slices
+      devices: [0, "1:2", MIG-a]
+      replicas: 2
 imex:
   channelIDs: [0]
   required: true
@@ -69,6 +79,7 @@ fn nvidias_keys_mean_what_they_mean_there() {
         ("gds_enabled", "false"),
         ("imex_channel_ids", "0"),
         ("imex_required", "true"),
+        ("mig_strategy", "none"),
         ("mofed_enabled", "false"),
         ("pass_device_specs", "true"),
     ];
@@ -81,6 +92,49 @@ fn nvidias_keys_mean_what_they_mean_there() {
         "flags.gfd",
     ];
     assert_eq!(idle, expected);
+}
+
+#[test]
+fn what_is_shared_by_turns() {
+    let sharing = settings(NVIDIAS).sharing;
+    assert!(sharing.fail_requests_greater_than_one);
+    let gpu = sharing.of("nvidia.com/gpu").unwrap();
+    assert_eq!(gpu.shared_as(), "nvidia.com/gpu.shared");
+    assert_eq!((gpu.replicas(), gpu.devices()), (4, &SharedDevices::All));
+    let mig = sharing.of("nvidia.com/mig-1g.10gb").unwrap();
+    assert_eq!(mig.shared_as(), "nvidia.com/slices");
+    let names = ["0", "1:2", "MIG-a"].map(|name| DeviceName::parse(name).unwrap());
+    assert_eq!(mig.devices(), &SharedDevices::List(names.into()));
+}
+
+#[test]
+fn what_cannot_be_shared_is_told_with_its_place() {
+    let text = "\
+sharing:
+  timeSlicing:
+    renameByDefault: perhaps
+    resources:
+    - name: gpu
+      replicas: 1
+    - name: kubernetes.io/gpu
+      replicas: 2
+    - replicas: 2
+    - name: mig
+      replicas: many
+      devices: [x]
+      copies: 2
+";
+    let expected = [
+        "F:3: sharing.timeSlicing.renameByDefault: is not true or false",
+        "F:5: sharing.timeSlicing.resources[0]: 1 replicas are not between 2 and 1024",
+        "F:7: sharing.timeSlicing.resources[1]: \"kubernetes.io/gpu\" is in the domain kubernetes.io, which the kubelet refuses",
+        "F:9: sharing.timeSlicing.resources[2]: has no name, or no number of replicas",
+        "F:11: sharing.timeSlicing.resources[3].replicas: is not a number from 1",
+        "F:12: sharing.timeSlicing.resources[3].devices: \"x\" is no index such as 0 or 0:1, and no UUID of a GPU or MIG device",
+        "F:13: sharing.timeSlicing.resources[3].copies: is not known",
+    ];
+    let found = faults(text);
+    assert_eq!(found, expected, "{found:#?}");
 }
 
 #[test]
@@ -177,7 +231,7 @@ flags:
   plugin:
     deviceListStrategy: [[envvar]]
 sharing:
-  timeSlicing:
+  mps:
     resources:
     - name: nvidia.com/gpu
       replicas: 4
@@ -199,13 +253,12 @@ eviction:
         "F:1: version: \"v2\" is not v1: there is no other version",
         "F:2: version: is there twice",
         "F:3: flag: is not known; did you mean flags?",
-        "F:5: flags.migStrategy: \"single\" is not none: MIG is not built",
         "F:6: flags.logLevel: is a list, not one value",
         "F:7: flags.loglevel: is not known; did you mean flags.logLevel?",
         "F:8: flags.deviceListStrategy: is not known; did you mean flags.plugin.deviceListStrategy?",
         "F:9: flags.deviceDiscoveryStrategy: \"tegra\" is not auto or nvml: GPUs are found by NVML",
         "F:11: flags.plugin.deviceListStrategy: has more than one value in an item",
-        "F:12: sharing: sharing by time-slicing or MPS is not built; take it out",
+        "F:13: sharing.mps: sharing by MPS is not built; take it out",
         "F:17: resources: naming resources by pattern is not built; take it out",
         "F:20: health.xids.0: is not an XID, which is a number from 1",
         "F:21: health.xids.48: \"bad\" is not application, reset, reboot or replace",

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use super::keys::{Key, Means, ROOT, join, meant};
 use super::node::{Content, Node};
 use super::{Fault, Idle, Place, Setting, Settings};
+use crate::config::sharing::Sharing;
 use crate::health::class::Class;
 
 /// More would not be read by anybody, and each quotes the file.
@@ -49,7 +50,7 @@ impl Walk {
     }
 
     /// The entries of a section, each key once.
-    fn entries(
+    pub(super) fn entries(
         &mut self,
         path: &str,
         node: &Node,
@@ -105,6 +106,7 @@ impl Walk {
             Means::Unbuilt(what) => self.unbuilt(at, what, value),
             Means::Idle(values, why) => self.idle(at, values, why, value),
             Means::Xids => self.xids(at, value),
+            Means::TimeSlicing => self.time_slicing(at, value),
         }
     }
 
@@ -178,7 +180,16 @@ impl Walk {
         });
     }
 
-    fn fault(&mut self, node: &Node, key: &str, what: impl Into<String>) {
+    /// How many faults there were until now.
+    pub(super) fn faults_found(&self) -> usize {
+        self.found
+    }
+
+    pub(super) fn set_sharing(&mut self, sharing: Sharing) {
+        self.settings.sharing = sharing;
+    }
+
+    pub(super) fn fault(&mut self, node: &Node, key: &str, what: impl Into<String>) {
         self.found += 1;
         if self.found <= MOST_FAULTS {
             let (place, what) = (place(key, node), what.into());

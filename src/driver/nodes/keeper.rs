@@ -3,18 +3,20 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use tracing::{info, warn};
 
-use super::DevRoot;
 use super::access::{Access, Capability};
+use super::caps::MigMinors;
 use super::faults::{Faults, Hindrance, NodeFault};
 use super::links::{Link, link};
 use super::made::{Made, record};
 use super::majors::{DeviceNumber, Majors, Module};
 use super::make::{make, see};
 use super::plan::{Facts, Plan, Seen, Step, Wanted, step};
-use crate::config::{Config, ImexChannel};
+use super::{DevRoot, Needed};
+use crate::config::{Config, ImexChannel, MigStrategy};
 
 /// Keeps a node's device nodes and their links as they should be.
 #[derive(Clone, Debug)]
@@ -26,6 +28,8 @@ pub struct Keeper {
     /// Whether anything is made at all.
     make: bool,
     imex: bool,
+    /// Whether MIG devices are given.
+    mig: bool,
 }
 
 /// What was found, and what was done about it.
@@ -35,6 +39,8 @@ pub struct Report {
     pub faults: Faults,
     /// What else an operator should know of, each in a sentence.
     problems: BTreeSet<String>,
+    /// The minor numbers of MIG instances' capabilities.
+    pub mig_minors: Arc<MigMinors>,
     made: Vec<Made>,
     /// What /proc/devices said.
     devices: Option<Vec<u8>>,
@@ -83,20 +89,21 @@ impl Keeper {
             state_dir: paths.state_dir.here.clone(),
             make: config.driver.make_device_nodes,
             imex: config.allocation.imex != ImexChannel::Off,
+            mig: config.mig_strategy != MigStrategy::None,
         }
     }
 
-    /// Makes what is missing for GPUs with these minor numbers, where that is
+    /// Makes what is missing for these GPUs and MIG instances, where that is
     /// wanted. May block as a file system may.
     #[must_use]
-    pub fn keep(&self, gpus: &BTreeSet<u32>) -> Report {
-        self.run(gpus, Extent::Make)
+    pub fn keep(&self, needed: &Needed) -> Report {
+        self.run(needed, Extent::Make)
     }
 
     /// Only says what is amiss.
     #[must_use]
-    pub fn look(&self, gpus: &BTreeSet<u32>) -> Report {
-        self.run(gpus, Extent::Look)
+    pub fn look(&self, needed: &Needed) -> Report {
+        self.run(needed, Extent::Look)
     }
 
     /// Whether a module was loaded or unloaded since the report. Costs the
@@ -110,17 +117,27 @@ impl Keeper {
         fs::read(self.procfs.join("devices")).ok()
     }
 
-    fn run(&self, gpus: &BTreeSet<u32>, extent: Extent) -> Report {
+    /// A long table that nobody needs who gives no MIG devices.
+    fn mig_minors(&self) -> MigMinors {
+        if self.mig {
+            MigMinors::read(&self.procfs)
+        } else {
+            MigMinors::default()
+        }
+    }
+
+    fn run(&self, needed: &Needed, extent: Extent) -> Report {
         let mut report = Report {
             devices: self.devices(),
+            mig_minors: Arc::new(self.mig_minors()),
             ..Report::default()
         };
         // Without it, nothing is known of what should be.
         let Some(devices) = &report.devices else {
             return report;
         };
-        let facts = self.facts(&String::from_utf8_lossy(devices));
-        let plan = Plan::new(&facts, gpus, self.imex);
+        let facts = self.facts(&String::from_utf8_lossy(devices), &report.mig_minors);
+        let plan = Plan::new(&facts, needed, self.imex);
         let nothing_loaded = plan.wanted.is_empty();
         for (name, module) in plan.unloaded {
             self.unloaded(&name, module, nothing_loaded, &mut report);
@@ -135,7 +152,7 @@ impl Keeper {
         report
     }
 
-    fn facts(&self, devices: &str) -> Facts {
+    fn facts(&self, devices: &str, mig_minors: &Arc<MigMinors>) -> Facts {
         let driver = self.procfs.join("driver/nvidia");
         let params = fs::read(driver.join("params")).unwrap_or_default();
         Facts {
@@ -143,6 +160,7 @@ impl Keeper {
             modeset: self.sysfs.join("module/nvidia_modeset").exists(),
             access: Access::parse(&String::from_utf8_lossy(&params)),
             capabilities: Capability::read_all(&driver.join("capabilities")),
+            mig_minors: mig_minors.clone(),
         }
     }
 

@@ -2,8 +2,11 @@
 //! it should be. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
+use super::Needed;
 use super::access::{Access, Capability};
+use super::caps::{MigMinors, node_name};
 use super::majors::{DeviceNumber, Majors, Module};
 
 /// Minor numbers of the nvidia module's devices that are no GPU
@@ -13,6 +16,15 @@ const MODESET_MINOR: u32 = 254;
 /// The one IMEX channel that containers are given.
 const IMEX_CHANNEL: u32 = 0;
 
+/// What the driver says of the capability of a MIG instance, for where it does
+/// not.
+const OF_AN_INSTANCE: Access = Access {
+    uid: 0,
+    gid: 0,
+    mode: 0o444,
+    may_make: true,
+};
+
 /// What procfs and sysfs say of the driver.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Facts {
@@ -21,6 +33,7 @@ pub(super) struct Facts {
     pub(super) modeset: bool,
     pub(super) access: Access,
     pub(super) capabilities: Vec<Capability>,
+    pub(super) mig_minors: Arc<MigMinors>,
 }
 
 /// A device node as it should be.
@@ -43,13 +56,13 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    /// For GPUs with these minor numbers; `imex` is whether containers may get an
+    /// For these GPUs and MIG instances; `imex` is whether containers may get an
     /// IMEX channel.
-    pub(super) fn new(facts: &Facts, gpus: &BTreeSet<u32>, imex: bool) -> Self {
+    pub(super) fn new(facts: &Facts, needed: &Needed, imex: bool) -> Self {
         let majors = &facts.majors;
         let mut plan = Self::default();
         let gpu = majors.gpus();
-        for minor in gpus {
+        for minor in &needed.gpus {
             let name = format!("nvidia{minor}");
             plan.required(name, (gpu, *minor), facts.access, Module::Nvidia);
         }
@@ -65,7 +78,7 @@ impl Plan {
         plan.optional("nvidia-uvm-tools", (majors.uvm(), 1), uvm);
         let modeset = (majors.modeset(facts.modeset), MODESET_MINOR);
         plan.optional("nvidia-modeset", modeset, facts.access);
-        plan.capabilities(facts);
+        plan.capabilities(facts, needed);
         if imex {
             let name = format!("nvidia-caps-imex-channels/channel{IMEX_CHANNEL}");
             plan.optional(name, (majors.imex_channels(), IMEX_CHANNEL), facts.access);
@@ -73,13 +86,25 @@ impl Plan {
         plan
     }
 
-    fn capabilities(&mut self, facts: &Facts) {
+    /// Those that exist, and of them as required those that MIG devices need.
+    fn capabilities(&mut self, facts: &Facts, needed: &Needed) {
+        let needed = needed.instances.iter();
+        let needed = needed.filter_map(|instance| facts.mig_minors.of(*instance));
+        let needed: BTreeSet<_> = needed.collect();
         let capabilities = facts.capabilities.iter();
-        let by_minor: BTreeMap<_, _> = capabilities.map(|one| (one.minor, one.access)).collect();
+        let mut by_minor: BTreeMap<_, _> =
+            capabilities.map(|one| (one.minor, one.access)).collect();
+        for minor in &needed {
+            by_minor.entry(*minor).or_insert(OF_AN_INSTANCE);
+        }
         for (minor, mut access) in by_minor {
             access.may_make &= facts.access.may_make;
-            let name = format!("nvidia-caps/nvidia-cap{minor}");
-            self.optional(name, (facts.majors.capabilities(), minor), access);
+            let (name, number) = (node_name(minor), (facts.majors.capabilities(), minor));
+            if needed.contains(&minor) {
+                self.required(name, number, access, Module::Nvidia);
+            } else {
+                self.optional(name, number, access);
+            }
         }
     }
 
@@ -158,6 +183,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::driver::nodes::Instance;
 
     fn facts(devices: &str) -> Facts {
         Facts {
@@ -228,6 +254,41 @@ mod tests {
     }
 
     #[test]
+    fn a_mig_device_cannot_do_without_the_capabilities_of_its_instances() {
+        let mut facts = facts("195 nvidia\n238 nvidia-uvm\n241 nvidia-caps\n");
+        let table = MigMinors::parse("gpu0/gi1/access 12\ngpu0/gi1/ci0/access 13\n");
+        facts.mig_minors = Arc::new(table);
+        let access = Access {
+            mode: 0o400,
+            ..Access::default()
+        };
+        facts.capabilities = [1, 13].map(|minor| Capability { minor, access }).into();
+        let instance = |compute_instance| Instance {
+            gpu: 0,
+            gpu_instance: 1,
+            compute_instance,
+        };
+        let needed = Needed {
+            gpus: [0].into(),
+            instances: [instance(None), instance(Some(0)), instance(Some(9))].into(),
+        };
+        let plan = Plan::new(&facts, &needed, false);
+        let caps = plan.wanted.iter().filter(|node| node.name.contains("cap"));
+        let caps: Vec<_> = caps
+            .map(|node| (node.number.minor, node.access.mode, node.required))
+            .collect();
+        assert_eq!(
+            caps,
+            [(1, 0o400, false), (12, 0o444, true), (13, 0o400, true)]
+        );
+        facts.majors = Majors::parse("Character devices:\n195 nvidia\n238 nvidia-uvm\n");
+        let plan = Plan::new(&facts, &needed, false);
+        let unloaded = plan.unloaded.iter().map(|(name, _)| name.as_str());
+        let expected = ["nvidia-caps/nvidia-cap12", "nvidia-caps/nvidia-cap13"];
+        assert_eq!(unloaded.collect::<Vec<_>>(), expected);
+    }
+
+    #[test]
     fn what_the_driver_forbids_holds_for_every_node() {
         let mut facts = facts("195 nvidia\n238 nvidia-uvm\n241 nvidia-caps\n");
         facts.access.may_make = false;
@@ -279,12 +340,13 @@ mod tests {
             facts.modeset = modeset;
             let access = Access::default();
             facts.capabilities = minors.iter().map(|&minor| Capability { minor, access }).collect();
-            let plan = Plan::new(&facts, &gpus, imex);
+            let needed = Needed { gpus, ..Needed::default() };
+            let plan = Plan::new(&facts, &needed, imex);
             let names: BTreeSet<_> = plan.wanted.iter().map(|node| &node.name).collect();
             prop_assert_eq!(names.len(), plan.wanted.len());
             prop_assert!(names.iter().all(|name| name.starts_with("nvidia") && !name.contains("..")));
             let required = plan.wanted.iter().filter(|node| node.required).count();
-            prop_assert_eq!(required + plan.unloaded.len(), gpus.len() + 2);
+            prop_assert_eq!(required + plan.unloaded.len(), needed.gpus.len() + 2);
         }
     }
 }

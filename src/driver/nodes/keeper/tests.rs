@@ -43,6 +43,7 @@ impl Host {
             state_dir: self.path("state"),
             make: true,
             imex: false,
+            mig: false,
         }
     }
 
@@ -208,13 +209,13 @@ fn a_module_that_is_not_loaded_is_named() {
         make: false,
         ..host.keeper()
     };
-    let loaded = keeper.keep(&BTreeSet::new());
+    let loaded = keeper.keep(&Needed::default());
     let uvm = "/dev/nvidia-uvm does not exist: the nvidia-uvm module is not loaded";
     let said = faults(&loaded);
     assert!(said[0].starts_with(uvm), "{said:?}");
     host.write("proc/devices", DEVICES);
     assert!(keeper.is_outdated(&loaded));
-    let said = faults(&keeper.keep(&BTreeSet::new()));
+    let said = faults(&keeper.keep(&Needed::default()));
     assert!(said[0].contains("--make-device-nodes=false"), "{said:?}");
     // Nothing is known without the file.
     fs::remove_file(host.path("proc/devices")).unwrap();
@@ -228,7 +229,7 @@ fn a_node_without_a_module_is_told_of() {
     }
     let host = Host::new("Character devices:\n195 nvidia\n");
     host.node("nvidia-uvm", 238, 0);
-    let said = faults(&host.keeper().keep(&BTreeSet::new()));
+    let said = faults(&host.keeper().keep(&Needed::default()));
     let uvm = "/dev/nvidia-uvm leads to no driver: the nvidia-uvm module is not loaded";
     assert!(said[0].starts_with(uvm), "{said:?}");
 }

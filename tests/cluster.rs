@@ -1,0 +1,18 @@
+//! What the API server is asked and told, against one in this process.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "also a test's helpers fail by panicking"
+)]
+
+mod common;
+
+#[path = "cluster/asking.rs"]
+mod asking;
+#[path = "cluster/contract.rs"]
+mod contract;
+#[path = "cluster/reporting.rs"]
+mod reporting;
+#[path = "cluster/rig.rs"]
+mod rig;

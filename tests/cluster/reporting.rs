@@ -7,6 +7,7 @@ use std::time::Duration;
 use gpu_device_plugin::cluster::api::{TAINT_EFFECT, TAINT_KEY, TAINT_VALUE};
 use gpu_device_plugin::cluster::reporter::{Pace, Reporter, ReporterOptions};
 use gpu_device_plugin::health::report::{HealthReport, NodeFault};
+use gpu_device_plugin::health::signals::Kind;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -122,7 +123,8 @@ async fn when_all_is_well_there_is_one_request_in_a_life() {
     // What comes and goes with each load is nobody's business here.
     for round in 0..100 {
         let mut noted = report(8, &[]);
-        noted.gpus[0].notes = vec![format!("power slowdown {round}")];
+        let slowdown = [Kind::PowerSlowdown, Kind::ThermalSlowdown];
+        noted.gpus[0].notes = vec![slowdown[round % 2]];
         reporting.report(noted);
         tokio::task::yield_now().await;
     }

@@ -6,6 +6,7 @@ use crate::gpu::GpuUuid;
 use crate::health::cause::Cause;
 use crate::health::class::Class;
 use crate::health::report::NodeFault;
+use crate::health::signals::Kind;
 
 fn of(gpus: Vec<GpuStatus>) -> Condition {
     condition(&report(gpus)).unwrap()

@@ -1,5 +1,7 @@
 //! Puts the parts together and keeps them running.
 
+mod api_side;
+
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -11,6 +13,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use self::api_side::{ApiSide, News};
 use crate::config::reload::{Reloader, Reloads};
 use crate::config::{Config, HostFolder};
 use crate::driver::cdi;
@@ -63,6 +66,7 @@ impl App {
 
         let held = held(&folder, &Rules::new(&config));
         let reloads = Arc::new(Reloads::new(&config, metrics.clone(), readiness.clone()));
+        let api_side = ApiSide::new(&config, metrics.clone(), readiness.clone());
         let monitor = Monitor::new(
             config,
             open,
@@ -74,6 +78,11 @@ impl App {
         );
         let (hint, hints) = watch::channel(0);
         let resources = monitor.resources();
+        let news = News {
+            reports: monitor.reports(),
+            options: reloads.eviction(),
+            faults: reloads.faults(),
+        };
         let (outside, seen) = (metrics.clone(), readiness.clone());
         let actors = Actors {
             folder: folder.clone(),
@@ -93,6 +102,10 @@ impl App {
         background.spawn(async move {
             monitor.run().await;
             "monitor"
+        });
+        background.spawn(async move {
+            api_side.run(news).await;
+            "API server"
         });
         background.spawn(async move {
             folder_watch::watch(folder, hint).await;

@@ -2,6 +2,7 @@
 //! and its checkpoint.
 
 pub mod checkpoint;
+pub mod podresources;
 pub mod registration;
 pub mod socket;
 pub mod watch;

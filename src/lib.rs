@@ -15,6 +15,7 @@ pub mod config;
 pub mod device;
 mod digest;
 pub mod driver;
+pub mod eviction;
 mod files;
 pub mod gpu;
 pub mod health;

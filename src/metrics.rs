@@ -10,6 +10,8 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
+use crate::cluster::ClusterMetrics;
+use crate::eviction::metrics::EvictionMetrics;
 use crate::health::kept::since_boot;
 use crate::health::report::HealthReport;
 
@@ -134,6 +136,10 @@ pub struct Metrics {
     pub gpu_sick_since: Family<GpuLabels, Gauge>,
     /// `gpu_device_plugin_gpu_note`: 1 while it holds.
     pub gpu_note: Family<NoteLabels, Gauge>,
+    /// Of the requests to the API server.
+    pub cluster: ClusterMetrics,
+    /// Of the eviction.
+    pub eviction: EvictionMetrics,
     /// `gpu_device_plugin_nvml_errors_total`.
     pub nvml_errors: Family<NvmlLabels, Counter>,
     /// `gpu_device_plugin_unidentified_gpus`.
@@ -168,6 +174,8 @@ impl Metrics {
             rpcs,
             rivals: Family::default(),
             xids: Family::default(),
+            cluster: ClusterMetrics::default(),
+            eviction: EvictionMetrics::default(),
             gpu_healthy: Family::default(),
             gpu_sick: Family::default(),
             gpu_sick_since: Family::default(),
@@ -182,6 +190,8 @@ impl Metrics {
         metrics.register();
         metrics.register_config();
         metrics.register_health();
+        metrics.cluster.register(&mut metrics.registry);
+        metrics.eviction.register(&mut metrics.registry);
         metrics
     }
 

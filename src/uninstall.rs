@@ -5,6 +5,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::cluster::reporter;
 use crate::config::Config;
 use crate::driver::cdi;
 use crate::driver::nodes::remove_made;
@@ -12,6 +13,7 @@ use crate::driver::sockets::Sockets;
 use crate::driver::supply::Supplier;
 use crate::driver::volume::collect::Kept;
 use crate::driver::volume::uses::Uses;
+use crate::eviction;
 use crate::files;
 use crate::health::kept;
 use crate::kubelet::socket::is_live;
@@ -114,7 +116,14 @@ impl Uninstalled {
     /// The files in which health and evictions outlive the process.
     fn kept_files(&mut self, config: &Config) {
         let state_dir = &config.paths.state_dir;
-        for name in [kept::FILE, kept::DAMAGED] {
+        for name in [
+            kept::FILE,
+            kept::DAMAGED,
+            reporter::STATE_FILE,
+            eviction::ledger::file::FILE,
+            eviction::ledger::file::LOCK,
+            eviction::ledger::file::DAMAGED,
+        ] {
             let file = state_dir.join(name);
             for unfinished in files::unfinished(&file.here) {
                 drop(fs::remove_file(unfinished));

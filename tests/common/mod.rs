@@ -20,6 +20,7 @@ pub mod elf;
 pub mod kubelet;
 pub mod nvml;
 pub mod plugin;
+pub mod pod_resources;
 pub mod probe;
 pub mod running;
 pub mod system;

@@ -159,10 +159,10 @@ fn configuration_fault(faults: &[String]) -> Told {
         .duration_since(SystemTime::UNIX_EPOCH)
         .unwrap_or_default();
     Told {
-        reason: "ConfigurationFault".into(),
+        reason: "ConfigurationFault",
         message: format!("{}; what it said before holds", faults.join("; ")),
         warning: true,
-        action: "Reload".into(),
+        action: "Reload",
         incident: format!("configuration {}", since_epoch.as_millis()),
         at,
     }

@@ -25,7 +25,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 use tokio::time::{sleep, timeout};
-use tracing::{info, warn};
+use tracing::{debug, warn};
 
 use self::ledger::Ledger;
 use self::ledger::file::{FILE, LOCK, Store};
@@ -208,7 +208,7 @@ impl Evictor {
             Action::Evict { pod, incident } => {
                 let name = names::PodName::of(&pod);
                 let (uid, device) = (&pod.uid, &incident.device);
-                info!(pod = %name, uid, resource = device.resource, device = device.id, "evicting a pod from a sick GPU");
+                debug!(pod = %name, uid, resource = device.resource, device = device.id, "asking for an eviction");
                 let answer = self.api.evict(&pod).await;
                 if answer.is_err() {
                     self.metrics.count("failed");

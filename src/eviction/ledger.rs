@@ -140,6 +140,14 @@ impl Ledger {
             .map(|(uid, entry)| (uid.as_str(), entry))
     }
 
+    /// The UID of the pod of this name whose eviction was asked for and has no
+    /// outcome.
+    #[must_use]
+    pub fn open_of(&self, name: &PodName) -> Option<&str> {
+        let mut open = self.open();
+        open.find_map(|(uid, entry)| (entry.name == *name).then_some(uid))
+    }
+
     /// When the next eviction may be asked for: at most `per_minute` in any minute.
     #[must_use]
     pub fn next_allowed(&self, now: Duration, per_minute: u32) -> Duration {

@@ -155,3 +155,78 @@ fn stays(spared: &Spared) -> String {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::fixture::{incident, report, sick_at};
+    use super::super::rules::EVICTION_GRACE;
+    use super::*;
+
+    fn say(sick: &[usize], consequence: &Consequence<'_>) -> String {
+        let sicknesses = (0..3).map(|gpu| sick.contains(&gpu).then(|| sick_at(5)));
+        let report = report(sicknesses);
+        let held: Vec<_> = (0..2).map(|gpu| incident(5, gpu).device).collect();
+        message(&Sick::of(&report), &held, consequence)
+    }
+
+    #[test]
+    fn a_message_says_what_is_sick_what_helps_and_what_comes() {
+        let text = say(&[1, 2], &Consequence::In(Duration::from_millis(59_001)));
+        let begin = "nvidia.com/gpu GPU-1 is sick: XID 79 (";
+        assert!(text.starts_with(begin), "{text}");
+        assert!(text.contains("; remedy: "), "{text}");
+        let end = "This pod is evicted in 60 s, unless the device is well again by then";
+        assert!(text.ends_with(end), "{text}");
+        let text = say(&[0, 1], &Consequence::In(Duration::ZERO));
+        assert!(
+            text.ends_with("So are GPU-1. This pod is evicted now"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn a_message_says_what_keeps_the_pod() {
+        let bad = Spared::BadAnnotation {
+            key: EVICTION_GRACE,
+            value: "soon".into(),
+        };
+        for (consequence, words) in [
+            (Consequence::WouldGo, "would be evicted now"),
+            (Consequence::Stays(&Spared::Static), "static"),
+            (Consequence::Stays(&Spared::DaemonSet), "DaemonSet"),
+            (Consequence::Stays(&Spared::OptedOut), EVICTION),
+            (
+                Consequence::Stays(&bad),
+                "eviction-grace is not understood: \"soon\"",
+            ),
+            (Consequence::WaitsForShare, "1 of 3 GPUs are sick"),
+            (Consequence::WaitsForBudget("budget x"), "budget x"),
+        ] {
+            let text = say(&[0], &consequence);
+            assert!(text.contains(words), "{text}");
+        }
+    }
+
+    #[test]
+    fn reasons_are_kubernetes_reasons_and_a_word_in_the_record_is_its_own() {
+        use Notice as N;
+        let all = [
+            N::Planned,
+            N::WouldEvict,
+            N::Static,
+            N::DaemonSet,
+            N::OptedOut,
+            N::BadAnnotation,
+            N::ShareExceeded,
+            N::HeldByBudget,
+        ];
+        for notice in all {
+            for word in [notice.reason(), notice.action()] {
+                assert!(word.len() <= 128 && word.chars().all(char::is_alphabetic));
+            }
+            let outcome = notice.outcome().unwrap_or("planned held_by_budget");
+            let word = serde_json::to_string(&notice).unwrap();
+            assert!(outcome.contains(word.trim_matches('"')), "{word}");
+        }
+    }
+}

@@ -57,7 +57,78 @@ fn happenings() -> impl Strategy<Value = Vec<Happening>> {
     vec(happening, 0..120)
 }
 
+/// When the kubelet is asked, and when the pod is evicted, after its GPU turned
+/// sick.
+fn times(seed: u64) -> (Duration, Duration) {
+    let mut world = World::new(seed);
+    let began = world.now();
+    world.happens(Happening::Runs(0, 0, 0));
+    world.happens(Happening::GpuSick(0));
+    let asked = world.settle().unwrap();
+    world.run(Duration::from_secs(600));
+    (asked - began, world.last_eviction().unwrap() - began)
+}
+
+#[test]
+fn nodes_that_fall_sick_together_neither_ask_nor_evict_together() {
+    let all: Vec<_> = (0..200).map(times).collect();
+    let seconds = Duration::from_secs;
+    let Pace {
+        spread,
+        longest_spread,
+        ..
+    } = Pace::default();
+    let asked = || all.iter().map(|(asked, _)| *asked);
+    assert!(asked().max().unwrap() <= spread);
+    assert!(asked().max().unwrap() - asked().min().unwrap() > seconds(4));
+    let evicted = || all.iter().map(|(_, evicted)| *evicted);
+    assert!(evicted().min().unwrap() >= seconds(60));
+    // And what the answers take.
+    assert!(evicted().max().unwrap() <= seconds(60 + 40) + longest_spread);
+    assert!(evicted().max().unwrap() - evicted().min().unwrap() > seconds(25));
+}
+
+#[test]
+fn a_budgets_refusals_come_no_faster_than_asked_for_and_end_with_the_budget() {
+    let mut world = World::new(7);
+    world.happens(Happening::Runs(0, 0, 0));
+    world.happens(Happening::Budget(0, true));
+    world.happens(Happening::GpuSick(0));
+    world.run(Duration::from_secs(3 * 3600));
+    let times = world.refusals();
+    let pauses: Vec<_> = times.windows(2).map(|pair| pair[1] - pair[0]).collect();
+    let seconds = Duration::from_secs;
+    assert!(
+        pauses.iter().all(|pause| *pause >= seconds(10)),
+        "{pauses:?}"
+    );
+    // What the answers take comes on top.
+    assert!(
+        pauses.iter().all(|pause| *pause <= seconds(300 + 40)),
+        "{pauses:?}"
+    );
+    assert!(times.len() > 36, "{pauses:?}");
+    world.happens(Happening::Budget(0, false));
+    world.run(seconds(340));
+    assert!(world.last_eviction().is_some());
+}
+
+#[test]
+fn a_pod_that_may_be_evicted_again_is_found_out() {
+    let mut world = World::new(3);
+    world.happens(Happening::Runs(0, 0, 1));
+    world.happens(Happening::GpuSick(0));
+    world.run(Duration::from_secs(600));
+    assert_eq!(world.last_eviction(), None);
+    world.happens(Happening::Annotated(0, 0));
+    world.run(Duration::from_secs(600));
+    assert!(world.last_eviction().is_some());
+}
+
 proptest! {
+    // A case is hours of a node's life.
+    #![proptest_config(ProptestConfig::with_cases(128))]
+
     /// The world itself judges each action, see [`World::perform`].
     #[test]
     fn nobody_is_evicted_who_should_not_be_and_everybody_who_should(

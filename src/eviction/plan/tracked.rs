@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::Pace;
+use super::pace::Pace;
 use crate::cluster::api::PodFacts;
 use crate::config::{EvictionMode, EvictionOptions};
 use crate::eviction::ledger::Ledger;
@@ -63,7 +63,7 @@ pub(super) enum Need {
     /// A look that can wait for everything else.
     LookAgain,
     List,
-    Tell(Telling),
+    Tell(Box<Telling>),
     /// To be evicted, or to be told that it would be. It was due then.
     Evict(Duration),
 }
@@ -223,7 +223,7 @@ impl Tracked {
             return None;
         }
         let telling = self.telling(case, pod, notice, consequence);
-        telling.map(Need::Tell)
+        Some(Need::Tell(Box::new(telling?)))
     }
 
     fn has_told(&self, case: &Case<'_>, pod: &PodFacts, notice: Notice) -> bool {

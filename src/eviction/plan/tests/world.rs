@@ -4,13 +4,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use super::super::answers::TELL_TRIES;
 use super::super::*;
+use crate::cluster::api::Eviction;
 use crate::device::DeviceId;
 use crate::eviction::fixture::{self, NODE, sick_at};
 use crate::eviction::ledger::file;
 use crate::eviction::rules::{EVICTION, EVICTION_GRACE};
 use crate::gpu::GpuUuid;
 use crate::health::report::{DeviceStatus, GpuStatus, NodeFault, Sickness};
+use crate::kubelet::podresources::Holder;
 
 pub(super) const SLOTS: usize = 3;
 pub(super) const GPUS: usize = 3;
@@ -112,6 +115,7 @@ pub(super) struct World {
     told: BTreeMap<String, BTreeSet<Notice>>,
     tell_failures: BTreeMap<String, u32>,
     evicted: BTreeMap<String, Duration>,
+    refusals: Vec<Duration>,
     history: Vec<String>,
 }
 
@@ -148,6 +152,7 @@ impl World {
             told: BTreeMap::new(),
             tell_failures: BTreeMap::new(),
             evicted: BTreeMap::new(),
+            refusals: Vec::new(),
             history: Vec::new(),
         };
         world.save();
@@ -156,6 +161,19 @@ impl World {
 
     pub(super) fn history(&self) -> String {
         self.history.join("\n")
+    }
+
+    pub(super) fn now(&self) -> Duration {
+        self.now
+    }
+
+    pub(super) fn last_eviction(&self) -> Option<Duration> {
+        self.evicted.values().max().copied()
+    }
+
+    /// When a budget refused.
+    pub(super) fn refusals(&self) -> &[Duration] {
+        &self.refusals
     }
 
     fn note(&mut self, what: impl std::fmt::Debug) {
@@ -460,6 +478,7 @@ impl World {
             return Ok(Eviction::Gone);
         };
         if pod.held_by_budget {
+            self.refusals.push(now);
             return Ok(Eviction::HeldByBudget {
                 retry_after: Some(Duration::from_secs(10)),
                 message: "budget".into(),

@@ -21,8 +21,6 @@
 )]
 
 mod common;
-#[path = "e2e/daemon.rs"]
-mod daemon;
 #[path = "e2e/host.rs"]
 mod host;
 #[path = "e2e/image.rs"]
@@ -35,8 +33,6 @@ mod machine;
 mod node;
 #[path = "e2e/pod.rs"]
 mod pod;
-#[path = "e2e/wait.rs"]
-mod wait;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::env;
@@ -47,9 +43,9 @@ use std::time::{Duration, Instant};
 use common::nvml::{DRIVER_LIBRARIES, Purpose};
 use common::probe::{Findings, LIBRARY_FOLDER};
 use common::system::skip;
+use common::wait::{self, eventually};
 use node::Node;
 use pod::Pod;
-use wait::eventually;
 
 /// A plugin that is asked to end does so, whatever the kubelet does.
 const END: Duration = Duration::from_secs(2);

@@ -11,13 +11,13 @@ use tempfile::TempDir;
 
 use crate::archive;
 use crate::common::containerd::{configuration, socket};
+use crate::common::daemon::Daemon;
 use crate::common::probe::{Findings, LIBRARY_FOLDER, PROBE};
 use crate::common::system::{on_path, output, skip, try_output};
+use crate::common::wait::{LONG, eventually, holds_within};
 use crate::cri::{self, Runtime};
-use crate::daemon::Daemon;
-use crate::host::{self, holds_within};
+use crate::host;
 use crate::runtime::Setting;
-use crate::wait::{LONG, eventually};
 
 /// Begins the name of each temporary folder.
 const PREFIX: &str = "gpu-device-plugin-cri-";

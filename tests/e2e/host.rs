@@ -7,10 +7,11 @@ use std::io;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use crate::common::daemon::signal;
 use crate::common::system::{is_root, on_path, try_output};
+use crate::common::wait::holds_within;
 
 /// The kubelet's folder for device plugins, which no flag of it moves.
 pub const DEVICE_PLUGINS: &str = "/var/lib/kubelet/device-plugins";
@@ -34,28 +35,6 @@ pub fn kubelet() -> Result<PathBuf, String> {
         }
     }
     Ok(kubelet)
-}
-
-/// Sends a signal by its name to a process that this test owns.
-pub fn signal(pid: u32, signal: &str) {
-    // A process that has just ended is as good as one that is told to.
-    drop(try_output(Command::new("kill").args([
-        "-s",
-        signal,
-        &pid.to_string(),
-    ])));
-}
-
-/// Waits without a runtime; for the cleaning up, which must not panic.
-pub fn holds_within(limit: Duration, mut condition: impl FnMut() -> bool) -> bool {
-    let deadline = Instant::now() + limit;
-    while !condition() {
-        if Instant::now() > deadline {
-            return false;
-        }
-        thread::sleep(Duration::from_millis(20));
-    }
-    true
 }
 
 /// What a kubelet and a container runtime change outside their own folders.

@@ -15,11 +15,11 @@ use serde_json::{Value, json};
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint};
 
-use super::daemon::Daemon;
 use super::host::DEVICE_PLUGINS;
-use super::wait::{LONG, eventually, eventually_every};
 use crate::common::containerd::socket;
+use crate::common::daemon::Daemon;
 use crate::common::plugin::http_get;
+use crate::common::wait::{LONG, eventually, eventually_every};
 
 /// The resource under test.
 pub const RESOURCE: &str = "nvidia.com/gpu";

@@ -8,13 +8,13 @@ use std::time::Instant;
 
 use tempfile::TempDir;
 
-use super::daemon::Daemon;
 use super::host::{self, Before};
 use super::image;
 use super::kubelet::Kubelet;
-use super::wait::LONG;
 use crate::common::containerd::{configuration, socket};
+use crate::common::daemon::Daemon;
 use crate::common::system;
+use crate::common::wait::{LONG, holds_within};
 
 /// Where this runtime looks for CDI specs, below the machine's folder.
 pub const CDI_FOLDER: &str = "cdi";
@@ -61,7 +61,7 @@ impl Machine {
         command.arg("--config").arg(config);
         self.containerd = Some(Daemon::start("containerd", &mut command, folder));
         let accepts = || system::try_output(self.ctr().arg("version")).is_ok();
-        if !host::holds_within(LONG, accepts) {
+        if !holds_within(LONG, accepts) {
             panic!("containerd does not answer:\n{}", self.logs());
         }
         let mut import = self.ctr();
@@ -107,7 +107,7 @@ impl Machine {
         self.kubelet.forget_pods();
         if self.kubelet.daemon().is_some() {
             let none = || host::left_by_pods(self.folder.path()).is_empty();
-            if !host::holds_within(LONG, none) {
+            if !holds_within(LONG, none) {
                 left.push("pods that the kubelet did not end".to_owned());
             }
         }

@@ -10,12 +10,12 @@ use std::time::{Duration, Instant};
 use super::host;
 use super::machine::{CDI_FOLDER, Machine, Turn};
 use super::pod::{self, Pod};
-use super::wait::{LONG, eventually};
 use crate::common::device_nodes::DeviceNodes;
 use crate::common::nvml::SimulatedNode;
 use crate::common::plugin::{PluginProcess, http_get};
 use crate::common::probe::Findings;
 use crate::common::system::{on_path, skip};
+use crate::common::wait::{LONG, eventually};
 
 /// The last line before the plugin is at rest.
 const REGISTERED: &str = "registered with the kubelet";

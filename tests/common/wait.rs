@@ -1,6 +1,7 @@
 //! Waiting for what others do.
 
 use std::fmt::Debug;
+use std::thread;
 use std::time::Duration;
 
 use tokio::time::{Instant, interval};
@@ -34,4 +35,16 @@ pub async fn eventually_every<T, E: Debug>(
             Err(_) => {}
         }
     }
+}
+
+/// Waits without a runtime; for the cleaning up, which must not panic.
+pub fn holds_within(limit: Duration, mut condition: impl FnMut() -> bool) -> bool {
+    let deadline = Instant::now() + limit;
+    while !condition() {
+        if Instant::now() > deadline {
+            return false;
+        }
+        thread::sleep(ASK_EVERY);
+    }
+    true
 }

@@ -33,6 +33,8 @@ mod machine;
 mod node;
 #[path = "e2e/pod.rs"]
 mod pod;
+#[path = "e2e/runtime.rs"]
+mod runtime;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::env;
@@ -370,7 +372,7 @@ async fn a_driver_upgrade_leaves_pods_their_volume() {
 
 /// Kills the pod's container and sees what the next one has.
 async fn assert_restarts_with_its_device(node: &Node, pod: &Pod, driver: &str) {
-    node.machine.kill_container(&pod.container);
+    node.machine.runtime.kill_container(&pod.container);
     let now = pod::wait_running(&node.machine.kubelet, &pod.name, 1).await;
     node.say(&format!(
         "the container of pod {} was killed and runs again",

@@ -25,6 +25,7 @@ mod common;
 mod host;
 #[path = "e2e/image.rs"]
 mod image;
+#[allow(dead_code, reason = "tests/cluster_e2e.rs uses the rest")]
 #[path = "e2e/kubelet.rs"]
 mod kubelet;
 #[path = "e2e/machine.rs"]

@@ -63,6 +63,23 @@ impl Programs {
     }
 }
 
+/// What it takes beside to have pods made and placed.
+#[derive(Clone, Debug)]
+pub struct Controllers {
+    manager: PathBuf,
+    scheduler: PathBuf,
+}
+
+impl Controllers {
+    /// Those that the environment names, or what is missing.
+    pub fn find() -> Result<Self, String> {
+        Ok(Self {
+            manager: named("KUBE_CONTROLLER_MANAGER")?,
+            scheduler: named("KUBE_SCHEDULER")?,
+        })
+    }
+}
+
 /// Dropped, it is killed: nothing of it is kept.
 pub struct ControlPlane {
     /// What depends on others comes before them.
@@ -154,6 +171,71 @@ impl ControlPlane {
         self.daemons
             .insert(0, Daemon::start(name, command, &self.folder));
         &mut self.daemons[0]
+    }
+
+    /// Those who make pods and who place them, and wait until there can be one.
+    pub async fn start_controllers(&mut self, controllers: &Controllers) {
+        for name in ["controller-manager", "scheduler"] {
+            let subject = format!("/CN=system:kube-{name}");
+            self.certificates.client(name, &subject);
+        }
+        let common = |program: &Path, kubeconfig: PathBuf| {
+            let mut command = Command::new(program);
+            command
+                .arg(flag("kubeconfig", kubeconfig))
+                .args(["--secure-port=0", "--leader-elect=false"]);
+            command
+        };
+        let mut command = common(&controllers.manager, self.kubeconfig("controller-manager"));
+        let file = |name: &str| self.certificates.file(name);
+        command
+            .arg(flag(
+                "service-account-private-key-file",
+                file("accounts.key"),
+            ))
+            .arg(flag("root-ca-file", file("ca.crt")))
+            .arg("--use-service-account-credentials=true")
+            .arg("--allocate-node-cidrs=false");
+        self.start_daemon("kube-controller-manager", &mut command);
+        let mut command = common(&controllers.scheduler, self.kubeconfig("scheduler"));
+        self.start_daemon("kube-scheduler", &mut command);
+        let account = "/api/v1/namespaces/default/serviceaccounts/default";
+        eventually("pods have an account", async || {
+            self.admin.get(account).await
+        })
+        .await;
+    }
+
+    /// Ends those who make pods anew.
+    pub fn end_controllers(&mut self) {
+        let first = self.daemons.len().saturating_sub(2);
+        self.daemons.drain(..first);
+    }
+
+    /// Ends all of it at once.
+    pub fn kill(&mut self) {
+        self.daemons.clear();
+    }
+
+    /// The kubeconfig of a node's kubelet.
+    pub fn kubelet(&self, node: &str) -> PathBuf {
+        let subject = format!("/O=system:nodes/CN=system:node:{node}");
+        self.certificates.client("kubelet", &subject);
+        self.kubeconfig("kubelet")
+    }
+
+    /// Writes the kubeconfig of a client that has a certificate.
+    fn kubeconfig(&self, name: &str) -> PathBuf {
+        let file = self.certificates.file(&format!("{name}.kubeconfig"));
+        let kubeconfig = self.certificates.kubeconfig(name, &server(self.port));
+        // JSON is YAML.
+        fs::write(&file, kubeconfig.to_string()).expect("write a kubeconfig");
+        file
+    }
+
+    /// The port of the API server, on this machine's own address.
+    pub fn port(&self) -> u16 {
+        self.port
     }
 
     /// A user with a token of its own.

@@ -23,9 +23,13 @@ mod control_plane;
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
+use std::time::SystemTime;
 
 use cluster::{Cluster, Plugin};
 use control_plane::door::{Answer, Patch, eviction, objects};
+use gpu_device_plugin::cluster::ClusterError;
+use gpu_device_plugin::cluster::api::{Eviction, Told};
+use gpu_device_plugin::cluster::condition::{Condition, Status};
 use serde_json::{Value, json};
 
 /// What tells an eviction's DaemonSet from the plain one.
@@ -71,6 +75,7 @@ async fn each_plugin_is_held_to_its_own_node() {
     };
     let plugin = cluster.plugin("a").await;
     rights(&plugin).await;
+    own_requests(&cluster, &plugin).await;
     conditions(&cluster, &plugin).await;
     tokens_without_a_node(&cluster).await;
     taints(&cluster, &plugin).await;
@@ -147,6 +152,49 @@ async fn rights(plugin: &Plugin) {
         "cannot delete",
         plugin.door.delete(path).await,
     );
+}
+
+// === The plugin's own requests ===
+
+/// What the plugin's code asks for is let through on its own node, and is an error
+/// that names the right where it is not.
+async fn own_requests(cluster: &Cluster, plugin: &Plugin) {
+    let api = plugin.api("a").await;
+    let condition = Condition {
+        status: Status::False,
+        reason: "Xid",
+        message: "GPU 0: XID 79".into(),
+    };
+    let now = SystemTime::now();
+    let told = Told {
+        reason: "GPUUnhealthy",
+        message: "GPU 0: XID 79".into(),
+        warning: true,
+        action: "Reporting",
+        incident: "GPU-0 1".into(),
+        at: now,
+    };
+    cluster.make_pod("default", "own", "a").await;
+    let pod = api.pod("default", "own").await.expect("get a pod");
+    let pod = pod.expect("a pod");
+    let done = api.set_condition(&condition, now).await;
+    done.expect("its node's condition");
+    api.tell_node(&told).await.expect("an event on its node");
+    api.tell_pod(&pod, &told).await.expect("an event on a pod");
+    for wanted in [true, true, false, false] {
+        api.set_taint(wanted).await.expect("its node's taint");
+    }
+    let evicted = api.evict(&pod).await.expect("an eviction");
+    assert_eq!(evicted, Eviction::Accepted);
+
+    let other = plugin.api("b").await;
+    let refused = other.set_condition(&condition, now).await;
+    let refused = refused.expect_err("another node's condition");
+    println!("{refused}");
+    let ClusterError::Forbidden { verb, resource, .. } = refused else {
+        panic!("{refused:?}");
+    };
+    assert_eq!((verb, resource), ("patch", "nodes/status"));
 }
 
 // === Conditions ===

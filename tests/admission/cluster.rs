@@ -1,5 +1,10 @@
 //! An API server with two nodes, the manifests of deploy/, and a plugin's pod.
 
+use std::fs;
+use std::path::PathBuf;
+
+use gpu_device_plugin::cluster::{ApiServer, ClusterMetrics};
+use gpu_device_plugin::config::ClusterOptions;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -13,12 +18,14 @@ const DRY: &str = "dryRun=All";
 
 pub struct Cluster {
     control_plane: ControlPlane,
-    _folder: TempDir,
+    folder: TempDir,
 }
 
 /// A plugin at the API server's door.
 pub struct Plugin {
     pub door: Door,
+    /// A file for the plugin's own way to the API server.
+    kubeconfig: Option<PathBuf>,
 }
 
 impl Cluster {
@@ -35,7 +42,7 @@ impl Cluster {
         let folder = tempfile::tempdir().expect("create a temporary folder");
         let cluster = Self {
             control_plane: ControlPlane::start(&programs, folder.path()).await,
-            _folder: folder,
+            folder,
         };
         cluster.make_nodes().await;
         for file in ["policy.yaml", "eviction.yaml", "node-taint.yaml"] {
@@ -139,17 +146,23 @@ impl Cluster {
         let name = format!("gpu-device-plugin-{node}");
         let uid = self.make_pod_of("kube-system", &name, node, "gpu-device-plugin");
         let pod = json!({"kind": "Pod", "apiVersion": "v1", "name": name, "uid": uid.await});
-        let door = self.door(&json!({"boundObjectRef": pod})).await;
-        Plugin { door }
+        let kubeconfig = self.kubeconfig(&json!({"boundObjectRef": pod})).await;
+        let file = self.folder.path().join(format!("{name}.kubeconfig"));
+        fs::write(&file, kubeconfig.to_string()).expect("write a kubeconfig");
+        let door = Door::of(kubeconfig).await;
+        let kubeconfig = Some(file);
+        Plugin { door, kubeconfig }
     }
 
     /// Somebody with a token of the plugin's account that is for no pod.
     pub async fn anywhere(&self) -> Plugin {
-        let door = self.door(&json!({})).await;
-        Plugin { door }
+        Plugin {
+            door: Door::of(self.kubeconfig(&json!({})).await).await,
+            kubeconfig: None,
+        }
     }
 
-    async fn door(&self, spec: &Value) -> Door {
+    async fn kubeconfig(&self, spec: &Value) -> Value {
         let path = "/api/v1/namespaces/kube-system/serviceaccounts/gpu-device-plugin/token";
         let request = json!({
             "apiVersion": "authentication.k8s.io/v1",
@@ -158,7 +171,7 @@ impl Cluster {
         });
         let token = self.admin().create(path, &request).await.expect("a token");
         let token = token["status"]["token"].as_str().expect("a token");
-        self.control_plane.with_token(token).await
+        self.control_plane.with_token(token)
     }
 
     /// A policy is in force a moment after it was made.
@@ -209,6 +222,16 @@ impl Cluster {
 }
 
 impl Plugin {
+    /// The plugin's own way to the API server, on a node of that name.
+    pub async fn api(&self, node: &str) -> ApiServer {
+        let options = ClusterOptions {
+            node_name: Some(node.into()),
+            kubeconfig: self.kubeconfig.clone(),
+        };
+        let api = ApiServer::connect(&options, "gpu-device-plugin-x", ClusterMetrics::default());
+        api.await.expect("a way to the API server")
+    }
+
     /// Writes the status of a node.
     pub async fn status(&self, node: &str, patch: &Value) -> Answer {
         let path = format!("/api/v1/nodes/{node}/status");

@@ -20,6 +20,7 @@ use std::process::Command;
 
 use certificates::Certificates;
 use door::Door;
+use serde_json::Value;
 
 use crate::common::daemon::Daemon;
 use crate::common::plugin::http_get;
@@ -238,12 +239,10 @@ impl ControlPlane {
         self.port
     }
 
-    /// A user with a token of its own.
-    pub async fn with_token(&self, token: &str) -> Door {
-        let kubeconfig = self
-            .certificates
-            .kubeconfig_with_token(token, &server(self.port));
-        Door::of(kubeconfig).await
+    /// The kubeconfig of a user with a token of its own.
+    pub fn with_token(&self, token: &str) -> Value {
+        let server = server(self.port);
+        self.certificates.kubeconfig_with_token(token, &server)
     }
 
     /// Applies all manifests of a file in deploy/.

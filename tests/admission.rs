@@ -55,9 +55,34 @@ fn eviction_changes_four_lines_of_the_daemon_set() {
     assert_eq!(evicting, plain);
 }
 
+/// A rule on a metric that is called otherwise would never say anything. A metric is
+/// written out only once it has a value, so they are looked for where they are defined.
+#[test]
+fn alerts_are_of_metrics_that_there_are() {
+    let sources = ["metrics.rs", "cluster/metrics.rs", "eviction/metrics.rs"];
+    let sources = sources.map(|file| read(&format!("src/{file}"))).concat();
+    let rules = read("deploy/alerts.yaml");
+    let word = |letter: char| letter.is_ascii_lowercase() || letter == '_';
+    let named = rules.split(|letter| !word(letter));
+    let named = named.filter(|name| name.starts_with("gpu_device_plugin_"));
+    let named: BTreeSet<_> = named.collect();
+    assert!(named.len() > 10, "{named:?}");
+    let missing = named.iter().filter(|name| {
+        let documented = format!("/// `{name}`");
+        !sources.contains(&documented)
+    });
+    let missing: Vec<_> = missing.collect();
+    assert!(missing.is_empty(), "{missing:?}");
+}
+
+/// A file of the repository.
+fn read(file: &str) -> String {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
+    fs::read_to_string(&file).unwrap_or_else(|error| panic!("{}: {error}", file.display()))
+}
+
 fn daemon_set(file: &str) -> Value {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy");
-    let manifests = fs::read_to_string(folder.join(file)).expect("a file of deploy/");
+    let manifests = read(&format!("deploy/{file}"));
     let mut sets = objects(&manifests).into_iter();
     sets.find(|object| object["kind"] == "DaemonSet")
         .expect("a DaemonSet")

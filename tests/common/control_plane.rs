@@ -4,7 +4,12 @@
 //!
 //! Not a part of `common`, whose every user would have to build it.
 
-#![allow(dead_code, reason = "each test uses a part of it")]
+#![allow(dead_code, unreachable_pub, reason = "each test uses a part of it")]
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    reason = "without it there is no test"
+)]
 
 #[path = "control_plane/certificates.rs"]
 mod certificates;
@@ -225,8 +230,8 @@ impl ControlPlane {
         self.kubeconfig("kubelet")
     }
 
-    /// Writes the kubeconfig of a client that has a certificate.
-    fn kubeconfig(&self, name: &str) -> PathBuf {
+    /// Writes the kubeconfig of a client that has a certificate, such as `admin`.
+    pub fn kubeconfig(&self, name: &str) -> PathBuf {
         let file = self.certificates.file(&format!("{name}.kubeconfig"));
         let kubeconfig = self.certificates.kubeconfig(name, &server(self.port));
         // JSON is YAML.

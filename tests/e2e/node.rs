@@ -131,7 +131,9 @@ impl Node {
             .args(["--driver-volume-grace", "100ms"])
             .args(["--device-list-strategy", self.strategy])
             .args(["--http-listen", "127.0.0.1:0"])
-            .args(["--health-poll-interval", "100ms"]);
+            .args(["--health-poll-interval", "100ms"])
+            .args(["--health-quiet", "300ms"])
+            .args(["--health-longest-quiet", "300ms"]);
         let plugin = PluginProcess::start(command.into()).expect("start the plugin");
         self.plugin.insert(plugin)
     }

@@ -239,7 +239,10 @@ fn a_link_that_is_down_is_down_after_a_restart_too() {
         ..good()
     };
     let well = after(&[(1, answer(1, vitals(true)))]);
-    assert!(well.keep().is_blank(), "nothing to keep of one that is well");
+    assert!(
+        well.keep().is_blank(),
+        "nothing to keep of one that is well"
+    );
     let down = after(&[(1, answer(1, vitals(true))), (2, answer(2, vitals(false)))]);
     let mut kept = GpuHealth::restore(down.keep(), secs(3));
     for at in [4, 100, 200] {

@@ -22,7 +22,7 @@ use crate::cluster::api::PodFacts;
 const MOST_PODS: usize = 1024;
 
 /// So many evictions a minute are kept in mind at most, and no more are made.
-const MOST_A_MINUTE: u32 = 600;
+const MOST_A_MINUTE: u32 = 1000;
 
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -133,11 +133,14 @@ impl Ledger {
         }
     }
 
-    /// Evictions that were asked for and have no outcome: UID and entry.
+    /// All pods: UID and entry.
+    pub fn pods(&self) -> impl Iterator<Item = (&str, &Entry)> {
+        self.pods.iter().map(|(uid, entry)| (uid.as_str(), entry))
+    }
+
+    /// Those whose eviction was asked for and has no outcome.
     pub fn open(&self) -> impl Iterator<Item = (&str, &Entry)> {
-        let open = self.pods.iter();
-        open.filter(|(_, entry)| entry.asked.is_some())
-            .map(|(uid, entry)| (uid.as_str(), entry))
+        self.pods().filter(|(_, entry)| entry.asked.is_some())
     }
 
     /// The UID of the pod of this name whose eviction was asked for and has no
@@ -228,6 +231,7 @@ mod tests {
         assert!(ledger.has_told("a", &first, Notice::Planned));
         assert!(!ledger.has_told("a", &second, Notice::Planned));
         ledger.tell(&pod("a"), &second, Notice::Static);
+        assert!(!ledger.has_told("a", &second, Notice::Planned));
         assert!(!ledger.has_told("a", &first, Notice::Planned));
         assert!(ledger.is_evicted("a"));
         assert_eq!(ledger.open().count(), 0);

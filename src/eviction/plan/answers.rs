@@ -152,6 +152,7 @@ impl Plan {
             Ok(Eviction::Accepted) => {
                 self.went_well(&name);
                 self.ledger.accepted(&pod.uid, now);
+                self.goes(&name);
                 What::Evicted
             }
             Ok(Eviction::HeldByBudget {
@@ -210,6 +211,14 @@ impl Plan {
         let uids: Vec<String> = self.ledger.open().filter_map(settled).collect();
         for uid in uids {
             self.ledger.withdraw(&uid);
+        }
+    }
+
+    /// What was last seen of a pod is not so any more: it is being deleted.
+    fn goes(&mut self, name: &PodName) {
+        let looked = self.pods.get_mut(name).and_then(|pod| pod.looked.as_mut());
+        if let Some(pod) = looked.and_then(|looked| looked.pod.as_mut()) {
+            pod.terminating = true;
         }
     }
 

@@ -8,6 +8,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::*;
+use crate::eviction::fixture::{NODE, incident, pod, report, sick_at};
 use world::{Crash, Happening, World};
 
 fn happenings() -> impl Strategy<Value = Vec<Happening>> {
@@ -35,7 +36,7 @@ fn happenings() -> impl Strategy<Value = Vec<Happening>> {
         2 => device().prop_map(H::Well),
         12 => (slot(), device(), kind()).prop_map(|(s, d, k)| H::Runs(s, d, k)),
         4 => (slot(), device(), kind()).prop_map(|(s, d, k)| H::Created(s, d, k)),
-        4 => (slot(), device()).prop_map(|(slot, device)| H::Replaced(slot, device)),
+        4 => (slot(), device(), kind()).prop_map(|(s, d, k)| H::Replaced(s, d, k)),
         4 => slot().prop_map(H::Acknowledged),
         3 => slot().prop_map(H::Ended),
         2 => slot().prop_map(H::Deleted),
@@ -46,6 +47,7 @@ fn happenings() -> impl Strategy<Value = Vec<Happening>> {
         2 => mostly().prop_map(H::ApiServer),
         2 => mostly().prop_map(H::Kubelet),
         2 => mostly().prop_map(H::Events),
+        2 => mostly().prop_map(H::Answers),
         1 => rarely().prop_map(H::NodeFault),
         1 => mostly().prop_map(H::Complete),
         1 => mode.prop_map(H::Mode),
@@ -125,10 +127,78 @@ fn a_pod_that_may_be_evicted_again_is_found_out() {
     assert!(world.last_eviction().is_some());
 }
 
-proptest! {
-    // A case is hours of a node's life.
-    #![proptest_config(ProptestConfig::with_cases(128))]
+#[test]
+fn a_pod_whose_device_the_kubelet_took_back_is_left_alone() {
+    let mut world = World::new(5);
+    world.happens(Happening::Runs(0, 0, 0));
+    world.happens(Happening::GpuSick(0));
+    world.run(Duration::from_secs(30));
+    world.happens(Happening::Ended(0));
+    world.run(Duration::from_secs(600));
+    assert_eq!(world.last_eviction(), None);
+}
 
+#[test]
+fn a_pod_elsewhere_with_the_name_of_one_that_was_here_is_left_alone() {
+    let mut world = World::new(5);
+    world.happens(Happening::Runs(0, 0, 0));
+    world.happens(Happening::GpuSick(0));
+    world.happens(Happening::Replaced(0, 0, 8));
+    world.run(Duration::from_secs(600));
+    assert_eq!(world.last_eviction(), None);
+}
+
+#[test]
+fn an_eviction_without_an_answer_that_did_not_happen_is_withdrawn() {
+    let report = report([Some(sick_at(0)), None]);
+    let (train, now) = (pod("train", "uid"), Duration::from_secs(100));
+    let mut ledger = Ledger::default();
+    ledger.intend(&train, &incident(0, 0), now);
+    let mut plan = Plan::new(NODE.into(), ledger, Pace::default(), now, 1);
+    let mut act = |plan: &mut Plan, after| {
+        let now = now + Duration::from_secs(after);
+        let step = plan.step(now, &report, &EvictionOptions::default());
+        assert_eq!(step, Step::default(), "off");
+        let options = EvictionOptions {
+            mode: EvictionMode::Evict,
+            ..EvictionOptions::default()
+        };
+        (now, plan.step(now, &report, &options).action)
+    };
+    act(&mut plan, 0);
+    let (now, action) = act(&mut plan, 10);
+    assert_eq!(action, Some(Action::List));
+    plan.listed(now, &report, Ok(Vec::new()));
+    let (now, action) = act(&mut plan, 11);
+    assert_eq!(action, Some(Action::Look(PodName::of(&train))));
+    assert_eq!(
+        plan.looked(now, &PodName::of(&train), Ok(Some(train))),
+        None
+    );
+    let (now, action) = act(&mut plan, 12);
+    assert_eq!(action, Some(Action::List));
+    plan.listed(now, &report, Ok(Vec::new()));
+    assert_eq!(plan.ledger().open().count(), 0);
+    assert!(!plan.ledger().is_evicted("uid"));
+}
+
+#[test]
+fn an_eviction_without_an_answer_that_happened_is_counted_once() {
+    let (train, now) = (pod("train", "uid"), Duration::from_secs(100));
+    let mut going = train.clone();
+    going.terminating = true;
+    for (found, what) in [(Some(going), What::Evicted), (None, What::Gone)] {
+        let mut ledger = Ledger::default();
+        ledger.intend(&train, &incident(0, 0), now);
+        let mut plan = Plan::new(NODE.into(), ledger, Pace::default(), now, 1);
+        let said = plan.looked(now, &PodName::of(&train), Ok(found.clone()));
+        assert_eq!(said.map(|said| said.what), Some(what));
+        assert!(plan.ledger().is_evicted("uid"));
+        assert_eq!(plan.looked(now, &PodName::of(&train), Ok(found)), None);
+    }
+}
+
+proptest! {
     /// The world itself judges each action, see [`World::perform`].
     #[test]
     fn nobody_is_evicted_who_should_not_be_and_everybody_who_should(

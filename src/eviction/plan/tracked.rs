@@ -183,7 +183,7 @@ impl Tracked {
         let wait = due.saturating_sub(case.now);
         let told = |notice, consequence| self.tell(case, pod, notice, &consequence);
         let planned = evicts.then(|| told(Notice::Planned, Consequence::In(wait)));
-        let refusal = self.refusal.as_deref();
+        let refusal = self.refusal.as_deref().filter(|_| evicts);
         let held = refusal.map(|why| told(Notice::HeldByBudget, Consequence::WaitsForBudget(why)));
         if let Some(telling) = planned.flatten().or(held.flatten()) {
             return telling;

@@ -9,7 +9,8 @@ use super::super::*;
 use crate::cluster::api::Eviction;
 use crate::device::DeviceId;
 use crate::eviction::fixture::{self, NODE, sick_at};
-use crate::eviction::ledger::file;
+use crate::eviction::ledger::{Entry, file};
+use crate::eviction::names::DeviceName;
 use crate::eviction::rules::{EVICTION, EVICTION_GRACE};
 use crate::gpu::GpuUuid;
 use crate::health::report::{DeviceStatus, GpuStatus, NodeFault, Sickness};
@@ -59,7 +60,7 @@ pub(super) enum Happening {
     /// The kubelet knows of what is in the slot now.
     Acknowledged(usize),
     /// Another pod of the same name, before the kubelet knows of either's fate.
-    Replaced(usize, usize),
+    Replaced(usize, usize, usize),
     /// The kubelet lists it no more; the API server does not know yet.
     Ended(usize),
     Deleted(usize),
@@ -71,6 +72,8 @@ pub(super) enum Happening {
     ApiServer(bool),
     Kubelet(bool),
     Events(bool),
+    /// Whether the answers to evictions arrive.
+    Answers(bool),
     NodeFault(bool),
     Complete(bool),
     Mode(EvictionMode),
@@ -112,7 +115,9 @@ pub(super) struct World {
     api_server: bool,
     kubelet: bool,
     events: bool,
-    told: BTreeMap<String, BTreeSet<Notice>>,
+    answers: bool,
+    /// By UID and since when the device was sick.
+    told: BTreeMap<(String, Duration), BTreeSet<Notice>>,
     tell_failures: BTreeMap<String, u32>,
     evicted: BTreeMap<String, Duration>,
     refusals: Vec<Duration>,
@@ -121,13 +126,13 @@ pub(super) struct World {
 
 impl World {
     pub(super) fn new(seed: u64) -> Self {
+        let mut rng = fastrand::Rng::with_seed(seed);
         let options = EvictionOptions {
             mode: EvictionMode::Evict,
-            per_minute: 2,
+            per_minute: rng.u32(1..3),
             max_sick_percent: 100,
             ..EvictionOptions::default()
         };
-        let mut rng = fastrand::Rng::with_seed(seed);
         // The rarer the lists, the more happens between two.
         let pace = Pace {
             rescan: Duration::from_secs(rng.u64(20..400)),
@@ -149,6 +154,7 @@ impl World {
             api_server: true,
             kubelet: true,
             events: true,
+            answers: true,
             told: BTreeMap::new(),
             tell_failures: BTreeMap::new(),
             evicted: BTreeMap::new(),
@@ -201,9 +207,9 @@ impl World {
                 self.create(slot, device, kind);
                 self.acknowledge(slot);
             }
-            H::Replaced(slot, device) => {
+            H::Replaced(slot, device, kind) => {
                 self.slots[slot].pod = None;
-                self.create(slot, device, 0);
+                self.create(slot, device, kind);
             }
             H::Ended(slot) => {
                 self.slots[slot].listed = None;
@@ -218,6 +224,7 @@ impl World {
             H::ApiServer(up) => self.api_server = up,
             H::Kubelet(up) => self.kubelet = up,
             H::Events(up) => self.events = up,
+            H::Answers(arrive) => self.answers = arrive,
             H::NodeFault(is) => self.fault = is,
             H::Complete(is) => self.complete = is,
             H::Mode(mode) => self.options.mode = mode,
@@ -251,6 +258,7 @@ impl World {
         facts.is_daemon_set = kind == 7;
         if kind == 8 {
             facts.node_name = Some("elsewhere".into());
+            facts.started = Some(std::time::SystemTime::UNIX_EPOCH);
         }
         dress(&mut facts, kind);
         self.slots[slot].pod = Some(Pod {
@@ -286,7 +294,8 @@ impl World {
         self.options.max_sick_percent = 100;
         self.options.per_minute = self.options.per_minute.max(1);
         (self.fault, self.complete) = (false, true);
-        (self.api_server, self.kubelet, self.events) = (true, true, true);
+        (self.api_server, self.kubelet) = (true, true);
+        (self.events, self.answers) = (true, true);
         for slot in 0..SLOTS {
             self.acknowledge(slot);
             self.change(slot, |pod| pod.held_by_budget = false);
@@ -298,7 +307,8 @@ impl World {
         let due = pods.filter(|pod| {
             let facts = &pod.facts;
             let goes = !facts.finished && !facts.terminating && facts.started.is_some();
-            goes && grace_of(facts).is_some() && self.acts(pod.device)
+            let here = facts.node_name.as_deref() == Some(NODE);
+            goes && here && grace_of(facts).is_some() && self.acts(pod.device)
         });
         due.map(|pod| &pod.facts)
     }
@@ -321,6 +331,7 @@ impl World {
             let step = self.plan.step(self.now, &report, &self.options);
             let Some(action) = step.action else {
                 self.judge_rest(step.wake);
+                self.judge_ledger();
                 return step.wake;
             };
             self.save();
@@ -354,6 +365,23 @@ impl World {
         } else {
             let later = wake.is_some_and(|wake| wake > self.now);
             self.must(later, "nobody wakes it, or at once");
+        }
+    }
+
+    /// It remembers nothing that is over, once it knows who holds what.
+    fn judge_ledger(&self) {
+        let since = |device: &DeviceName| {
+            let place = DEVICES.iter().position(|(_, _, id)| *id == device.id);
+            self.devices[place.unwrap()].as_ref().map(|sick| sick.since)
+        };
+        let goes_on = |entry: &Entry| {
+            let listed = self.plan.pods.contains_key(&entry.name);
+            listed || since(&entry.incident.device) == Some(entry.incident.since)
+        };
+        let all_well = self.devices.iter().all(Option::is_none);
+        if self.complete && (all_well || self.plan.listed > 0) {
+            let mut entries = self.plan.ledger.pods().map(|(_, entry)| entry);
+            self.must(entries.all(goes_on), "it is over, and it remembers");
         }
     }
 
@@ -460,8 +488,9 @@ impl World {
             *self.tell_failures.entry(uid.clone()).or_default() += 1;
             return Err(Unanswered::default());
         }
+        let incident = (uid.clone(), telling.incident.since);
         self.told
-            .entry(uid.clone())
+            .entry(incident)
             .or_default()
             .insert(telling.notice);
         Ok(())
@@ -489,7 +518,11 @@ impl World {
         let before = self.evicted.insert(facts.uid.clone(), now);
         self.must(before.is_none(), "twice");
         self.judge_rate();
-        Ok(Eviction::Accepted)
+        if self.answers {
+            Ok(Eviction::Accepted)
+        } else {
+            Err(Unanswered::default())
+        }
     }
 
     /// It must be so.
@@ -508,22 +541,30 @@ impl World {
         let evicts = self.options.mode == EvictionMode::Evict;
         self.must(evicts && self.complete && !self.fault, "not now");
         self.must(!self.is_beyond(), "too large a share is sick");
-        let tries = self.tell_failures.get(&facts.uid).copied();
-        let told = self.told.get(&facts.uid);
-        let told = told.is_some_and(|told| told.contains(&Notice::Planned));
-        self.must(told || tries.unwrap_or_default() >= TELL_TRIES, "not told");
         let live = self.live(&facts.name).cloned();
         if let Some(pod) = live.filter(|pod| pod.facts.uid == facts.uid) {
             self.must(self.acts(pod.device), "it has no sick device");
+            self.judge_told(&pod);
             if self.now - pod.changed > UNSEEN {
                 self.judge_pod(&pod);
             }
         }
     }
 
+    fn judge_told(&self, pod: &Pod) {
+        let uid = &pod.facts.uid;
+        let tries = self.tell_failures.get(uid).copied().unwrap_or_default();
+        let since = self.devices[pod.device].as_ref().unwrap().since;
+        let told = self.told.get(&(uid.clone(), since));
+        let told = told.is_some_and(|told| told.contains(&Notice::Planned));
+        self.must(told || tries >= TELL_TRIES, "not told");
+    }
+
     fn judge_pod(&self, pod: &Pod) {
         let ends = pod.facts.finished || pod.facts.terminating;
         self.must(!ends, "it ends by itself");
+        let here = pod.facts.node_name.as_deref() == Some(NODE);
+        self.must(here, "it runs elsewhere");
         let mut slots = self.slots.iter();
         let slot = slots.find(|slot| slot.pod.as_ref().is_some_and(|p| p.facts == pod.facts));
         self.must(

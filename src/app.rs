@@ -94,33 +94,17 @@ impl App {
 
         let mut tasks = JoinSet::new();
         let stop = shutdown.clone();
-        tasks.spawn(async move {
-            actors.run(resources, stop).await;
-            "plugin"
-        });
+        tasks.spawn(part("plugin", actors.run(resources, stop)));
         let mut background = JoinSet::new();
-        background.spawn(async move {
-            monitor.run().await;
-            "monitor"
-        });
-        background.spawn(async move {
-            api_side.run(news).await;
-            "API server"
-        });
-        background.spawn(async move {
-            folder_watch::watch(folder, hint).await;
-            "folder watch"
-        });
-        background.spawn(async move {
-            report_end(http::serve(listener, outside, seen).await);
-            "http"
-        });
+        background.spawn(part("monitor", monitor.run()));
+        background.spawn(part("API server", api_side.run(news)));
+        background.spawn(part("folder watch", folder_watch::watch(folder, hint)));
+        let served = http::serve(listener, outside, seen);
+        background.spawn(part("http", async { report_end(served.await) }));
         if let Some(reloader) = reloader {
             let reloads = reloads.clone();
-            background.spawn(async move {
-                reloads.follow(reloader).await;
-                "configuration file"
-            });
+            let follow = async move { reloads.follow(reloader).await };
+            background.spawn(part("configuration file", follow));
         }
         Ok(Self {
             http_address,
@@ -161,6 +145,12 @@ impl App {
         self.shutdown.cancel();
         while self.tasks.join_next().await.is_some() {}
     }
+}
+
+/// Whose end it is.
+async fn part(name: &'static str, work: impl Future<Output = ()>) -> &'static str {
+    work.await;
+    name
 }
 
 /// The devices of ours that pods of this node hold, as resource and ID, by the

@@ -435,8 +435,8 @@ impl Monitor {
     /// Without the nodes that every container gets, no GPU is served.
     fn tell_nodes(&self, snapshots: &Snapshots) {
         // They are the same for all.
-        let nodes = snapshots.values().map(|snapshot| &snapshot.common.nodes);
-        match nodes.last().and_then(|nodes| self.node.unfit(nodes)) {
+        let mut nodes = snapshots.values().map(|snapshot| &snapshot.common.nodes);
+        match nodes.next().and_then(|nodes| self.node.unfit(nodes)) {
             Some(reason) => {
                 self.readiness.missing(DEVICE_NODES, reason.to_string());
             }

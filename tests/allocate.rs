@@ -265,7 +265,9 @@ async fn scenario_28_an_unhealthy_device_is_refused_with_the_reason() {
     for containers in containers {
         let refused = allocate(&mut client, containers).await.unwrap_err();
         assert_eq!(refused.code(), Code::FailedPrecondition);
-        let expected = format!("device {} is unhealthy: XID 79", running.node.uuid(1));
+        let uuid = running.node.uuid(1);
+        let reason = "XID 79 (GPU has fallen off the bus)";
+        let expected = format!("device {uuid} is unhealthy: {reason}");
         assert_eq!(refused.message(), expected);
     }
     running.kubelet.assert_no_violations();

@@ -12,6 +12,8 @@ mod common;
 mod asking;
 #[path = "cluster/contract.rs"]
 mod contract;
+#[path = "common/control_plane.rs"]
+mod control_plane;
 #[path = "cluster/reporting.rs"]
 mod reporting;
 #[path = "cluster/rig.rs"]

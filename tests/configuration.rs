@@ -37,7 +37,9 @@ fn with_file(gpus: usize, text: &str) -> (SimulatedNode, String) {
 
 async fn running(gpus: usize, text: &str) -> Running {
     let (node, flag) = with_file(gpus, text);
-    let running = Running::on(node, options(), &[&flag]).await;
+    // Nothing is well again while a test runs.
+    let never = ["--health-quiet", "24h", "--health-longest-quiet", "24h"];
+    let running = Running::on(node, options(), &[&[flag.as_str()], &never[..]].concat()).await;
     running.counts(gpus, gpus).await;
     running
 }

@@ -24,9 +24,6 @@ mod common;
 mod containerd;
 #[path = "containers/cri.rs"]
 mod cri;
-#[allow(dead_code, reason = "tests/e2e.rs uses all of it")]
-#[path = "e2e/daemon.rs"]
-mod daemon;
 #[path = "containers/driver.rs"]
 mod driver;
 #[allow(dead_code, reason = "tests/e2e.rs uses all of it")]
@@ -40,9 +37,6 @@ mod memory;
 mod node;
 #[path = "containers/runtime.rs"]
 mod runtime;
-#[allow(dead_code, reason = "tests/e2e.rs uses all of it")]
-#[path = "e2e/wait.rs"]
-mod wait;
 
 use std::fs;
 

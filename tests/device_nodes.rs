@@ -158,8 +158,8 @@ async fn what_the_driver_forbids_is_not_made_and_told_once() {
     running.unready("NVreg_ModifyDeviceFiles=0").await;
     // Polls pass, which the other GPU's reason shows.
     for _ in 0..3 {
-        running.node.vanish(0);
-        refused(&running, "not enumerated").await;
+        running.node.lose(0);
+        refused(&running, "GPU is lost").await;
         running.node.restore(0);
         refused(&running, "NVreg_ModifyDeviceFiles=0").await;
     }

@@ -21,12 +21,11 @@
 )]
 
 mod common;
-#[path = "e2e/daemon.rs"]
-mod daemon;
 #[path = "e2e/host.rs"]
 mod host;
 #[path = "e2e/image.rs"]
 mod image;
+#[allow(dead_code, reason = "tests/cluster_e2e.rs uses the rest")]
 #[path = "e2e/kubelet.rs"]
 mod kubelet;
 #[path = "e2e/machine.rs"]
@@ -35,8 +34,8 @@ mod machine;
 mod node;
 #[path = "e2e/pod.rs"]
 mod pod;
-#[path = "e2e/wait.rs"]
-mod wait;
+#[path = "e2e/runtime.rs"]
+mod runtime;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::env;
@@ -47,9 +46,9 @@ use std::time::{Duration, Instant};
 use common::nvml::{DRIVER_LIBRARIES, Purpose};
 use common::probe::{Findings, LIBRARY_FOLDER};
 use common::system::skip;
+use common::wait::{self, eventually};
 use node::Node;
 use pod::Pod;
-use wait::eventually;
 
 /// A plugin that is asked to end does so, whatever the kubelet does.
 const END: Duration = Duration::from_secs(2);
@@ -374,7 +373,7 @@ async fn a_driver_upgrade_leaves_pods_their_volume() {
 
 /// Kills the pod's container and sees what the next one has.
 async fn assert_restarts_with_its_device(node: &Node, pod: &Pod, driver: &str) {
-    node.machine.kill_container(&pod.container);
+    node.machine.runtime.kill_container(&pod.container);
     let now = pod::wait_running(&node.machine.kubelet, &pod.name, 1).await;
     node.say(&format!(
         "the container of pod {} was killed and runs again",

@@ -512,6 +512,7 @@ async fn sick_until_replaced(
     running.metric_reaches(&metric, 1.0).await;
     running.node.edit_gpu(1, &get_well);
     running.pass_time().await;
+    running.counts(1, 2).await;
     assert_eq!(healthy(&running), [true, false]);
     running.kill_plugin().await;
     running.node.boot("b0071d00-0000-4000-8000-000000000002");

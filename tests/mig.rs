@@ -205,7 +205,7 @@ async fn runtimes_know_mig_devices_by_uuid_or_index() {
     let running = mixed(node(), &[strategies]).await;
     counts(&running, SLICE, (3, 3)).await;
     let uuid = mig(&running, 0, 1);
-    let by_uuid = answer(&running, SLICE, &[uuid.clone()]).await;
+    let by_uuid = answer(&running, SLICE, std::slice::from_ref(&uuid)).await;
     let volume = format!("/var/run/nvidia-container-devices/{uuid}");
     assert_eq!(by_uuid.mounts[0].container_path, volume);
     let name = format!("gpu-device-plugin/gpu={uuid}");

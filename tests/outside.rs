@@ -198,13 +198,14 @@ async fn a_change_is_one_line_and_rest_is_none() {
     }
     let wait = running
         .plugin
-        .wait_for_line_after(before + 9, "healthy", LONG);
+        .wait_for_line_after(before + 14, "healthy", LONG);
     wait.await.unwrap();
     let lines: Vec<_> = running.plugin.lines()[before..]
         .iter()
         .map(|l| l.text.clone())
         .collect();
-    assert_eq!(lines.len(), 10, "{lines:#?}");
+    // Sick, watched, healthy.
+    assert_eq!(lines.len(), 15, "{lines:#?}");
     assert!(
         lines.iter().all(|line| line.contains("device=")),
         "{lines:#?}"
@@ -243,7 +244,7 @@ async fn json_lines_have_stable_keys() {
     let registered = with("registered with the kubelet");
     assert_eq!(registered["resource"], RESOURCE);
     assert_eq!(registered["state"], "registered");
-    let event = with("XID event");
+    let event = with("XID");
     assert_eq!(
         (&event["uuid"], &event["xid"]),
         (&uuid.clone().into(), &79.into())
@@ -252,7 +253,7 @@ async fn json_lines_have_stable_keys() {
     assert_eq!(unhealthy["level"], "WARN");
     assert_eq!(unhealthy["device"], uuid);
     assert_eq!(unhealthy["health"], "Unhealthy");
-    assert_eq!(unhealthy["reason"], "XID 79");
+    assert_eq!(unhealthy["reason"], "XID 79 (GPU has fallen off the bus)");
     running.kubelet.assert_no_violations();
 }
 

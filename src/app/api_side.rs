@@ -1,7 +1,6 @@
 //! What is done at the API server, for as long as eviction is not `off`: until
 //! then there is no connection to it, and none of this runs.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -13,7 +12,7 @@ use crate::cluster::ApiServer;
 use crate::cluster::api::Told;
 use crate::cluster::backoff::Backoff;
 use crate::cluster::reporter::{Reporter, ReporterOptions};
-use crate::config::{ClusterOptions, Config, EvictionMode, EvictionOptions};
+use crate::config::{ClusterOptions, Config, EvictionMode, EvictionOptions, HostPaths};
 use crate::eviction::{Evictor, Places};
 use crate::health::report::HealthReport;
 use crate::metrics::Metrics;
@@ -32,8 +31,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// All that this part of the process goes by.
 pub(super) struct ApiSide {
     cluster: ClusterOptions,
-    state_dir: PathBuf,
-    places: Places,
+    paths: HostPaths,
     metrics: Arc<Metrics>,
     readiness: Readiness,
 }
@@ -50,8 +48,7 @@ impl ApiSide {
     pub(super) fn new(config: &Config, metrics: Arc<Metrics>, readiness: Readiness) -> Self {
         Self {
             cluster: config.cluster.clone(),
-            state_dir: config.paths.state_dir.here.clone(),
-            places: Places::of(&config.paths),
+            paths: config.paths.clone(),
             metrics,
             readiness,
         }
@@ -102,13 +99,13 @@ impl ApiSide {
     async fn work(&self, api: ApiServer, options: &EvictionOptions, news: &News) {
         let pace = ReporterOptions {
             taint: options.taint,
-            state_dir: Some(self.state_dir.clone()),
+            state_dir: Some(self.paths.state_dir.here.clone()),
             ..ReporterOptions::default()
         };
         let reporter = Reporter::new(api.clone(), news.reports.clone(), &pace);
         let evictor = Evictor::new(
             api.clone(),
-            self.places.clone(),
+            Places::of(&self.paths),
             self.metrics.eviction.clone(),
         );
         tokio::join!(
@@ -159,10 +156,10 @@ fn configuration_fault(faults: &[String]) -> Told {
         .duration_since(SystemTime::UNIX_EPOCH)
         .unwrap_or_default();
     Told {
-        reason: "ConfigurationFault".into(),
+        reason: "ConfigurationFault",
         message: format!("{}; what it said before holds", faults.join("; ")),
         warning: true,
-        action: "Reload".into(),
+        action: "Reload",
         incident: format!("configuration {}", since_epoch.as_millis()),
         at,
     }

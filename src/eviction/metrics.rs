@@ -11,7 +11,7 @@ use prometheus_client::registry::Registry;
 pub struct OutcomeLabels {
     /// `evicted`, `gone`, `held_by_budget`, `failed`, or what was decided without
     /// a request: `would_evict`, `opted_out`, `bad_annotation`, `static`,
-    /// `daemon_set`, `share_exceeded`.
+    /// `daemon_set`, `system`, `share_exceeded`.
     pub outcome: &'static str,
 }
 

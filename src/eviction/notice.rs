@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::names::DeviceName;
-use super::rules::{EVICTION, Spared};
+use super::rules::{EVICTION, SYSTEM_NAMESPACE, Spared};
 use super::sick::Sick;
 
 /// What a pod is told of an incident, each once.
@@ -21,6 +21,8 @@ pub enum Notice {
     Static,
     /// It is a DaemonSet's.
     DaemonSet,
+    /// It is the cluster's own.
+    System,
     /// It has opted out.
     OptedOut,
     /// An annotation of it is not understood.
@@ -38,6 +40,7 @@ impl Notice {
         match spared {
             Spared::Static => Self::Static,
             Spared::DaemonSet => Self::DaemonSet,
+            Spared::System => Self::System,
             Spared::OptedOut => Self::OptedOut,
             Spared::BadAnnotation { .. } => Self::BadAnnotation,
         }
@@ -49,7 +52,7 @@ impl Notice {
         match self {
             Self::Planned => "WillEvict",
             Self::WouldEvict => "WouldEvict",
-            Self::Static | Self::DaemonSet | Self::OptedOut => "NotEvicted",
+            Self::Static | Self::DaemonSet | Self::System | Self::OptedOut => "NotEvicted",
             Self::BadAnnotation => "BadEvictionAnnotation",
             Self::ShareExceeded => "TooManySickGPUs",
             Self::HeldByBudget => "EvictionHeldByBudget",
@@ -62,7 +65,11 @@ impl Notice {
         match self {
             Self::Planned => "Evicting",
             Self::WouldEvict => "Reporting",
-            Self::Static | Self::DaemonSet | Self::OptedOut | Self::BadAnnotation => "Keeping",
+            Self::Static
+            | Self::DaemonSet
+            | Self::System
+            | Self::OptedOut
+            | Self::BadAnnotation => "Keeping",
             Self::ShareExceeded | Self::HeldByBudget => "Waiting",
         }
     }
@@ -75,6 +82,7 @@ impl Notice {
             Self::WouldEvict => Some("would_evict"),
             Self::Static => Some("static"),
             Self::DaemonSet => Some("daemon_set"),
+            Self::System => Some("system"),
             Self::OptedOut => Some("opted_out"),
             Self::BadAnnotation => Some("bad_annotation"),
             Self::ShareExceeded => Some("share_exceeded"),
@@ -149,6 +157,9 @@ fn stays(spared: &Spared) -> String {
         Spared::DaemonSet => {
             "This pod stays: its DaemonSet would put the next one on the same node".into()
         }
+        Spared::System => {
+            format!("This pod stays: pods of {SYSTEM_NAMESPACE} are the cluster's own")
+        }
         Spared::OptedOut => format!("This pod stays, as its annotation {EVICTION} wants it"),
         Spared::BadAnnotation { key, value } => {
             format!("This pod stays, as its annotation {key} is not understood: {value:?}")
@@ -194,6 +205,7 @@ mod tests {
             (Consequence::WouldGo, "would be evicted now"),
             (Consequence::Stays(&Spared::Static), "static"),
             (Consequence::Stays(&Spared::DaemonSet), "DaemonSet"),
+            (Consequence::Stays(&Spared::System), SYSTEM_NAMESPACE),
             (Consequence::Stays(&Spared::OptedOut), EVICTION),
             (
                 Consequence::Stays(&bad),
@@ -214,6 +226,7 @@ mod tests {
             N::Planned,
             N::WouldEvict,
             N::Static,
+            N::System,
             N::DaemonSet,
             N::OptedOut,
             N::BadAnnotation,

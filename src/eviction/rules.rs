@@ -13,6 +13,9 @@ pub const EVICTION: &str = "gpu-device-plugin/eviction";
 /// The annotation with a pod's own grace, such as `90s`, `10m` or `1h30m`.
 pub const EVICTION_GRACE: &str = "gpu-device-plugin/eviction-grace";
 
+/// The namespace of the cluster's own pods.
+pub const SYSTEM_NAMESPACE: &str = "kube-system";
+
 /// What is done about a pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
@@ -32,6 +35,9 @@ pub enum Spared {
     Static,
     /// Its DaemonSet would put the next one on the same node.
     DaemonSet,
+    /// It is the cluster's own: of [`SYSTEM_NAMESPACE`], whose pods our admission
+    /// policy does not let a plugin evict either.
+    System,
     /// Its owner wants it so.
     OptedOut,
     /// Its owner wants something that is not understood: it may be that.
@@ -49,6 +55,7 @@ pub fn judge(pod: &PodFacts, grace: Duration) -> Verdict {
     let by_kind = match (pod.is_static, pod.is_daemon_set) {
         (true, _) => Err(Spared::Static),
         (_, true) => Err(Spared::DaemonSet),
+        _ if pod.namespace == SYSTEM_NAMESPACE => Err(Spared::System),
         _ => Ok(()),
     };
     let wanted = by_kind
@@ -201,6 +208,15 @@ mod tests {
             judge(&facts(false, true), NODES),
             Verdict::Spare(Spared::DaemonSet)
         );
+    }
+
+    #[test]
+    fn the_clusters_own_pods_stay() {
+        let system = PodFacts {
+            namespace: SYSTEM_NAMESPACE.into(),
+            ..pod("a", "a")
+        };
+        assert_eq!(judge(&system, NODES), Verdict::Spare(Spared::System));
     }
 
     #[test]

@@ -128,13 +128,19 @@ impl GpuHealth {
         health
     }
 
-    /// What outlives the process.
+    /// What outlives the process: nothing of a GPU that was never sick.
     #[must_use]
     pub fn keep(&self) -> Kept {
+        // Else a link that is down would be one that never was up.
+        let links_up = if self.whole.is_blank() {
+            BTreeSet::new()
+        } else {
+            self.links_up.clone()
+        };
         Kept {
             whole: self.whole.clone(),
             instances: self.instances.clone(),
-            links_up: self.links_up.clone(),
+            links_up,
         }
     }
 

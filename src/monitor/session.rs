@@ -348,6 +348,8 @@ impl<'a> Session<'a> {
         self.monitor
             .inventory
             .scanned(now, &scan.readings, &silent, DEADLINE);
+        // Whose place on the bus was seen once is missed there from now on.
+        self.monitor.look_at_bus();
         let first = self.last_scan.is_none();
         self.last_scan = Some(Scanned {
             at: Instant::now(),

@@ -152,9 +152,15 @@ impl Counts {
 /// one in each of these.
 const LOG_PAUSE: Duration = Duration::from_secs(10);
 
-/// What was not logged yet.
+/// What was not logged yet, by GPU, GPU instance and XID.
 #[derive(Debug, Default)]
-pub(super) struct Log(BTreeMap<(Option<GpuUuid>, Option<u32>, u64), (Option<Duration>, u64)>);
+pub(super) struct Log(BTreeMap<(Option<GpuUuid>, Option<u32>, u64), Unsaid>);
+
+#[derive(Debug, Default)]
+struct Unsaid {
+    last_line: Option<Duration>,
+    count: u64,
+}
 
 impl Log {
     /// How many a line that is written now would be about; none is to be written
@@ -170,13 +176,13 @@ impl Log {
         if self.0.len() >= MOST_KINDS && !self.0.contains_key(&key) {
             self.0.clear();
         }
-        let (last, silent) = self.0.entry(key).or_default();
-        *silent = silent.saturating_add(tally.count);
-        if last.is_some_and(|last| now.saturating_sub(last) < LOG_PAUSE) {
+        let Unsaid { last_line, count } = self.0.entry(key).or_default();
+        *count = count.saturating_add(tally.count);
+        if last_line.is_some_and(|last| now.saturating_sub(last) < LOG_PAUSE) {
             return None;
         }
-        *last = Some(now);
-        Some(std::mem::take(silent))
+        *last_line = Some(now);
+        Some(std::mem::take(count))
     }
 }
 

@@ -1,9 +1,9 @@
 //! The API server of these tests answers as a real one does.
 //!
-//! `CONTRACT_KUBECONFIG=/path cargo test --test cluster contract` asks a real one
-//! the same, with the rights of an administrator. It makes a node, pods and
-//! budgets there and leaves them: name a cluster that is thrown away after, and
-//! that runs no controllers, as they would undo what is set up here.
+//! `KUBE_APISERVER=/path cargo test --test cluster contract` asks a real one the
+//! same, with the rights of an administrator: one that is thrown away after, and has
+//! no controllers, as they would undo what is set up here. etcd, of `ETCD` or on
+//! PATH, and openssl are needed too.
 
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -19,6 +19,8 @@ use kube::config::{Config, KubeConfigOptions, Kubeconfig};
 use serde_json::{Value, json};
 
 use crate::common::api_server::{ApiServerPeer, Budget, Options, node, pod};
+use crate::common::system::skip;
+use crate::control_plane::{ControlPlane, Programs};
 use crate::rig::told;
 
 const JSON: &str = "application/json";
@@ -443,9 +445,12 @@ async fn the_api_server_of_these_tests_holds_the_contract() {
 
 #[tokio::test]
 async fn a_real_api_server_holds_the_contract() {
-    let Some(kubeconfig) = std::env::var_os("CONTRACT_KUBECONFIG") else {
-        println!("*** SKIPPED the contract with a real API server: CONTRACT_KUBECONFIG is not set");
-        return;
+    let programs = match Programs::find() {
+        Ok(programs) => programs,
+        Err(missing) => return skip("a real API server holds the contract", &missing),
     };
-    hold(&World::new(Path::new(&kubeconfig), None).await).await;
+    let folder = tempfile::tempdir().unwrap();
+    let control_plane = ControlPlane::start(&programs, folder.path()).await;
+    let kubeconfig = control_plane.kubeconfig("admin");
+    hold(&World::new(&kubeconfig, None).await).await;
 }

@@ -15,6 +15,7 @@
 pub mod api_server;
 pub mod cargo;
 pub mod containerd;
+pub mod daemon;
 pub mod device_nodes;
 pub mod elf;
 pub mod kubelet;
@@ -24,3 +25,4 @@ pub mod pod_resources;
 pub mod probe;
 pub mod running;
 pub mod system;
+pub mod wait;

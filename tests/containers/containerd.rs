@@ -1,7 +1,6 @@
 //! A containerd in a temporary folder, for one test at a time, and its end.
 
 use std::env;
-use std::ffi::OsString;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -10,14 +9,14 @@ use gpu_device_plugin::api::v1beta1::ContainerAllocateResponse;
 use tempfile::TempDir;
 
 use crate::archive;
-use crate::common::containerd::{configuration, socket};
+use crate::common::containerd::{Programs, configuration, socket};
+use crate::common::daemon::Daemon;
 use crate::common::probe::{Findings, LIBRARY_FOLDER, PROBE};
-use crate::common::system::{on_path, output, skip, try_output};
+use crate::common::system::{output, skip, try_output};
+use crate::common::wait::{LONG, eventually, holds_within};
 use crate::cri::{self, Runtime};
-use crate::daemon::Daemon;
-use crate::host::{self, holds_within};
+use crate::host;
 use crate::runtime::Setting;
-use crate::wait::{LONG, eventually};
 
 /// Begins the name of each temporary folder.
 const PREFIX: &str = "gpu-device-plugin-cri-";
@@ -39,34 +38,6 @@ pub struct Containerd {
     folder: TempDir,
     /// Held while anything of the above exists.
     _turn: File,
-}
-
-/// The programs, and the PATH that they find each other by.
-struct Programs {
-    path: OsString,
-}
-
-impl Programs {
-    /// Those of `CONTAINERD_ROOT`, or the machine's own.
-    fn find() -> Option<Self> {
-        let path = env::var_os("PATH").unwrap_or_default();
-        let Some(root) = env::var_os("CONTAINERD_ROOT") else {
-            on_path("containerd").and(on_path("ctr"))?;
-            return Some(Self { path });
-        };
-        let own = PathBuf::from(root).join("usr/bin");
-        let all = [own].into_iter().chain(env::split_paths(&path));
-        let path = env::join_paths(all).expect("a PATH");
-        Some(Self { path })
-    }
-
-    fn command(&self, program: &str) -> Command {
-        let mut places = env::split_paths(&self.path).map(|folder| folder.join(program));
-        let place = places.find(|place| place.is_file());
-        let mut command = Command::new(place.expect("a program of containerd's"));
-        command.env("PATH", &self.path);
-        command
-    }
 }
 
 impl Containerd {

@@ -2,15 +2,17 @@
 
 use std::collections::BTreeSet;
 use std::env;
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use crate::common::containerd::Programs;
+use crate::common::daemon::signal;
 use crate::common::system::{is_root, on_path, try_output};
+use crate::common::wait::holds_within;
 
 /// The kubelet's folder for device plugins, which no flag of it moves.
 pub const DEVICE_PLUGINS: &str = "/var/lib/kubelet/device-plugins";
@@ -18,8 +20,8 @@ pub const DEVICE_PLUGINS: &str = "/var/lib/kubelet/device-plugins";
 /// Begins the name of each temporary folder.
 pub const PREFIX: &str = "gpu-device-plugin-e2e-";
 
-/// The kubelet binary to test against, or what is missing.
-pub fn kubelet() -> Result<PathBuf, String> {
+/// The kubelet binary to test against and the runtime's, or what is missing.
+pub fn programs() -> Result<(PathBuf, Programs), String> {
     let kubelet = env::var_os("KUBELET").ok_or("KUBELET is not set")?;
     let kubelet = PathBuf::from(kubelet);
     if !kubelet.is_file() {
@@ -28,34 +30,26 @@ pub fn kubelet() -> Result<PathBuf, String> {
     if !is_root() {
         return Err("not root".into());
     }
-    for program in ["containerd", "ctr", "runc"] {
-        if on_path(program).is_none() {
-            return Err(format!("no {program} on PATH"));
-        }
-    }
-    Ok(kubelet)
+    let runtime = Programs::find().ok_or("no containerd, by CONTAINERD_ROOT or on PATH")?;
+    on_path("runc").ok_or("no runc on PATH")?;
+    Ok((kubelet, runtime))
 }
 
-/// Sends a signal by its name to a process that this test owns.
-pub fn signal(pid: u32, signal: &str) {
-    // A process that has just ended is as good as one that is told to.
-    drop(try_output(Command::new("kill").args([
-        "-s",
-        signal,
-        &pid.to_string(),
-    ])));
+/// The right to be the only one: there is one folder of device plugins on a
+/// machine. It is a lock that goes with the process that holds it, however that
+/// ends, and leaves no file.
+#[derive(Debug)]
+pub struct Turn {
+    _lock: File,
 }
 
-/// Waits without a runtime; for the cleaning up, which must not panic.
-pub fn holds_within(limit: Duration, mut condition: impl FnMut() -> bool) -> bool {
-    let deadline = Instant::now() + limit;
-    while !condition() {
-        if Instant::now() > deadline {
-            return false;
-        }
-        thread::sleep(Duration::from_millis(20));
+impl Turn {
+    /// Waits for other tests and runs to end.
+    pub fn wait() -> Self {
+        let folder = File::open("/var/lib").expect("open the folder of the kubelet's");
+        folder.lock().expect("wait for other runs to end");
+        Self { _lock: folder }
     }
-    true
 }
 
 /// What a kubelet and a container runtime change outside their own folders.
@@ -252,7 +246,7 @@ pub fn prepare() {
 fn processes_of(folder: &Path) -> Vec<(u32, String)> {
     let all: Vec<_> = processes().collect();
     let folder = folder.to_string_lossy();
-    let programs = ["containerd", "kubelet", "gpu-device-plugin"];
+    let programs = ["containerd", "etcd", "gpu-device-plugin", "kube"];
     let own = all.iter().filter(|process| {
         let program = Path::new(process.arguments.first().map_or("", String::as_str));
         let program = program.file_name().unwrap_or_default().to_string_lossy();

@@ -1,4 +1,4 @@
-//! A standalone kubelet: static pods, no API server.
+//! A kubelet: a standalone one with static pods, or one of a cluster.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -15,11 +15,11 @@ use serde_json::{Value, json};
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint};
 
-use super::daemon::Daemon;
 use super::host::DEVICE_PLUGINS;
-use super::wait::{LONG, eventually, eventually_every};
 use crate::common::containerd::socket;
+use crate::common::daemon::Daemon;
 use crate::common::plugin::http_get;
+use crate::common::wait::{LONG, eventually, eventually_every};
 
 /// The resource under test.
 pub const RESOURCE: &str = "nvidia.com/gpu";
@@ -35,6 +35,8 @@ pub struct Kubelet {
     /// Of the read-only API.
     api: SocketAddr,
     health: SocketAddr,
+    /// Of the API server, if it has one.
+    kubeconfig: Option<PathBuf>,
     daemon: Option<Daemon>,
 }
 
@@ -46,11 +48,17 @@ impl Kubelet {
             folder: folder.into(),
             api: free_address(),
             health: free_address(),
+            kubeconfig: None,
             daemon: None,
         };
         fs::create_dir(kubelet.manifests()).expect("create the folder of manifests");
         kubelet.configure();
         kubelet
+    }
+
+    /// Has it join a cluster, as a node that is labelled to have GPUs.
+    pub fn join(&mut self, kubeconfig: PathBuf) {
+        self.kubeconfig = Some(kubeconfig);
     }
 
     fn configure(&self) {
@@ -71,6 +79,9 @@ impl Kubelet {
             "port": 0,
             "readOnlyPort": self.api.port(),
             "healthzPort": self.health.port(),
+            // How full the disks are is none of the tests' business.
+            "evictionHard": {"memory.available": "10Mi"},
+            "nodeStatusUpdateFrequency": "1s",
             "authentication": {"anonymous": {"enabled": true}, "webhook": {"enabled": false}},
             "authorization": {"mode": "AlwaysAllow"},
         });
@@ -101,6 +112,11 @@ impl Kubelet {
             ))
             .arg(format!("--cert-dir={}", self.folder.join("pki").display()))
             .arg(format!("--hostname-override={NODE}"));
+        if let Some(kubeconfig) = &self.kubeconfig {
+            command
+                .arg(format!("--kubeconfig={}", kubeconfig.display()))
+                .arg("--node-labels=nvidia.com/gpu.present=true");
+        }
         let daemon = Daemon::start("kubelet", &mut command, &self.folder);
         let daemon = self.daemon.insert(daemon);
         let plugins = Path::new(DEVICE_PLUGINS).join("kubelet.sock");
@@ -202,12 +218,16 @@ impl Kubelet {
         Ok(ids(&answer.devices))
     }
 
-    /// The IDs that the pod has.
+    /// The IDs that the static pod has.
     pub async fn devices_of(&self, pod: &str) -> Result<BTreeSet<String>, String> {
+        self.devices_of_pod(&format!("{pod}-{NODE}")).await
+    }
+
+    /// The IDs that the pod has, by its whole name.
+    pub async fn devices_of_pod(&self, name: &str) -> Result<BTreeSet<String>, String> {
         let mut client = self.pod_resources().await?;
         let answer = client.list(ListPodResourcesRequest {}).await;
         let answer = answer.map_err(|status| status.to_string())?.into_inner();
-        let name = format!("{pod}-{NODE}");
         let pods = answer.pod_resources.iter().filter(|pod| pod.name == name);
         let containers = pods.flat_map(|pod| &pod.containers);
         Ok(containers
@@ -215,8 +235,13 @@ impl Kubelet {
             .collect())
     }
 
+    /// Where it says which pod has which device.
+    pub fn pod_resources_socket(&self) -> PathBuf {
+        self.folder.join("kubelet/pod-resources/kubelet.sock")
+    }
+
     async fn pod_resources(&self) -> Result<PodResourcesListerClient<Channel>, String> {
-        let socket = self.folder.join("kubelet/pod-resources/kubelet.sock");
+        let socket = self.pod_resources_socket();
         let endpoint = Endpoint::try_from(format!("unix://{}", socket.display()));
         let channel = endpoint.expect("an address").connect().await;
         channel

@@ -1,30 +1,24 @@
 //! A container runtime and a kubelet in a temporary folder, for one test at a
 //! time, and their end.
 
-use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Instant;
 
 use tempfile::TempDir;
 
-use super::daemon::Daemon;
-use super::host::{self, Before};
-use super::image;
+use super::host::{self, Before, Turn};
 use super::kubelet::Kubelet;
-use super::wait::LONG;
-use crate::common::containerd::{configuration, socket};
-use crate::common::system;
-
-/// Where this runtime looks for CDI specs, below the machine's folder.
-pub const CDI_FOLDER: &str = "cdi";
+use super::runtime::Runtime;
+use crate::common::containerd::Programs;
+use crate::common::daemon::Daemon;
+use crate::common::wait::{LONG, holds_within};
 
 /// Dropped, it ends all pods, the kubelet and the runtime, and leaves the
 /// machine as it was. What nobody should have left fails the test.
 #[derive(Debug)]
 pub struct Machine {
     pub kubelet: Kubelet,
-    containerd: Option<Daemon>,
+    pub runtime: Runtime,
     before: Before,
     folder: TempDir,
     /// Held while anything of the above exists.
@@ -33,19 +27,19 @@ pub struct Machine {
 
 impl Machine {
     /// A runtime with the image, and a kubelet that is not started yet.
-    pub fn new(kubelet: PathBuf, turn: Turn) -> Self {
+    pub fn new((kubelet, programs): (PathBuf, Programs), turn: Turn) -> Self {
         host::prepare();
         let folder = tempfile::Builder::new().prefix(host::PREFIX).tempdir();
         let folder = folder.expect("create a temporary folder");
         let before = Before::look();
         let mut machine = Self {
             kubelet: Kubelet::new(kubelet, folder.path()),
-            containerd: None,
+            runtime: Runtime::new(programs, folder.path()),
             before,
             folder,
             _turn: turn,
         };
-        machine.start_containerd();
+        machine.runtime.start();
         machine
     }
 
@@ -53,50 +47,12 @@ impl Machine {
         self.folder.path()
     }
 
-    fn start_containerd(&mut self) {
-        let folder = self.folder.path();
-        let config = folder.join("containerd.toml");
-        fs::write(&config, containerd_config(folder)).expect("configure containerd");
-        let mut command = Command::new("containerd");
-        command.arg("--config").arg(config);
-        self.containerd = Some(Daemon::start("containerd", &mut command, folder));
-        let accepts = || system::try_output(self.ctr().arg("version")).is_ok();
-        if !host::holds_within(LONG, accepts) {
-            panic!("containerd does not answer:\n{}", self.logs());
-        }
-        let mut import = self.ctr();
-        import
-            .args(["images", "import"])
-            .arg(image::archive(folder));
-        system::output(&mut import);
-    }
-
-    /// containerd's own client.
-    pub fn ctr(&self) -> Command {
-        let mut ctr = Command::new("ctr");
-        ctr.args(["--namespace", "k8s.io", "--address"]);
-        ctr.arg(socket(self.folder.path()));
-        ctr
-    }
-
-    /// The IDs of containers, sandboxes too, that have a process.
-    pub fn running(&self) -> Result<String, String> {
-        system::try_output(self.ctr().args(["tasks", "list", "--quiet"]))
-    }
-
-    /// Kills the processes of a container, given by its ID.
-    pub fn kill_container(&self, id: &str) {
-        let mut kill = self.ctr();
-        system::output(kill.args(["tasks", "kill", "--signal", "SIGKILL", id]));
-    }
-
     /// The ends of the logs.
     pub fn logs(&self) -> String {
-        let containerd = self.containerd.as_ref().map(Daemon::tail);
         let kubelet = self.kubelet.daemon().map(Daemon::tail);
         format!(
             "containerd:\n{}\nkubelet:\n{}",
-            containerd.unwrap_or_default(),
+            self.runtime.log(),
             kubelet.unwrap_or_default()
         )
     }
@@ -107,14 +63,12 @@ impl Machine {
         self.kubelet.forget_pods();
         if self.kubelet.daemon().is_some() {
             let none = || host::left_by_pods(self.folder.path()).is_empty();
-            if !host::holds_within(LONG, none) {
+            if !holds_within(LONG, none) {
                 left.push("pods that the kubelet did not end".to_owned());
             }
         }
         self.kubelet.stop();
-        if let Some(containerd) = self.containerd.take() {
-            containerd.end(LONG);
-        }
+        self.runtime.end();
         left.extend(host::sweep(self.folder.path()));
         self.before.restore();
         left
@@ -137,26 +91,4 @@ impl Drop for Machine {
         println!("had to be removed:\n  {left}");
         assert!(failing, "the test left something behind:\n  {left}");
     }
-}
-
-/// The right to be the only one: there is one folder of device plugins on a
-/// machine. It is a lock that goes with the process that holds it, however that
-/// ends, and leaves no file.
-#[derive(Debug)]
-pub struct Turn {
-    _lock: File,
-}
-
-impl Turn {
-    /// Waits for other tests and runs to end.
-    pub fn wait() -> Self {
-        let folder = File::open("/var/lib").expect("open the folder of the kubelet's");
-        folder.lock().expect("wait for other runs to end");
-        Self { _lock: folder }
-    }
-}
-
-fn containerd_config(folder: &Path) -> String {
-    let version = system::output(Command::new("containerd").arg("--version"));
-    configuration(folder, &version, image::NAME, CDI_FOLDER)
 }

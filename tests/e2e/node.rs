@@ -7,15 +7,16 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use super::host;
-use super::machine::{CDI_FOLDER, Machine, Turn};
+use super::host::{self, Turn};
+use super::machine::Machine;
 use super::pod::{self, Pod};
-use super::wait::{LONG, eventually};
+use super::runtime::CDI_FOLDER;
 use crate::common::device_nodes::DeviceNodes;
 use crate::common::nvml::SimulatedNode;
 use crate::common::plugin::{PluginProcess, http_get};
 use crate::common::probe::Findings;
 use crate::common::system::{on_path, skip};
+use crate::common::wait::{LONG, eventually};
 
 /// The last line before the plugin is at rest.
 const REGISTERED: &str = "registered with the kubelet";
@@ -41,8 +42,8 @@ impl Node {
 
     /// The same with the files of a real driver, of this version.
     pub fn with_driver(test: &str, gpus: usize, driver: Option<(PathBuf, &str)>) -> Option<Self> {
-        let kubelet = match host::kubelet() {
-            Ok(kubelet) => kubelet,
+        let programs = match host::programs() {
+            Ok(programs) => programs,
             Err(missing) => {
                 skip(
                     test,
@@ -62,7 +63,7 @@ impl Node {
         let turn = Turn::wait();
         println!("--- {test}");
         let began = Instant::now();
-        let machine = Machine::new(kubelet, turn);
+        let machine = Machine::new(programs, turn);
         let node = Self {
             nodes: DeviceNodes::make(&machine.folder().join("dev-root/dev"), gpus),
             machine,
@@ -130,7 +131,9 @@ impl Node {
             .args(["--driver-volume-grace", "100ms"])
             .args(["--device-list-strategy", self.strategy])
             .args(["--http-listen", "127.0.0.1:0"])
-            .args(["--health-poll-interval", "100ms"]);
+            .args(["--health-poll-interval", "100ms"])
+            .args(["--health-quiet", "300ms"])
+            .args(["--health-longest-quiet", "300ms"]);
         let plugin = PluginProcess::start(command.into()).expect("start the plugin");
         self.plugin.insert(plugin)
     }
@@ -262,7 +265,7 @@ impl Node {
     pub async fn remove_pod(&self, pod: &Pod) {
         self.machine.kubelet.remove_pod(&pod.name);
         let what = format!("pod {} is gone", pod.name);
-        eventually(&what, async || match self.machine.running() {
+        eventually(&what, async || match self.machine.runtime.running() {
             Ok(running) if !running.contains(&pod.container) => Ok(()),
             other => Err(other),
         })

@@ -6,8 +6,8 @@ use serde_json::json;
 
 use super::image::{NAME, PLUGIN};
 use super::kubelet::{Kubelet, RESOURCE};
-use super::wait::eventually;
 use crate::common::probe::{Findings, LIBRARY_FOLDER, PROBE};
+use crate::common::wait::eventually;
 
 const CONTAINER: &str = "probe";
 

@@ -1,7 +1,7 @@
 //! The file of our CDI spec: whole or not there, and never half of it.
 //!
 //! A runtime reads every `.json` and `.yaml` in the folder whenever that changes,
-//! and passes over the name under which [`files`] writes it first.
+//! and passes over the name under which `files` writes it first.
 
 use std::fs;
 use std::io;

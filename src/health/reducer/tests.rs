@@ -229,6 +229,30 @@ fn a_link_is_down_only_if_it_was_up_and_there_is_a_fabric() {
 }
 
 #[test]
+fn a_link_that_is_down_is_down_after_a_restart_too() {
+    let vitals = |up| Vitals {
+        nvlinks: [(0, up)].into(),
+        fabric: Some(crate::gpu::Fabric {
+            state: 3,
+            ..Default::default()
+        }),
+        ..good()
+    };
+    let well = after(&[(1, answer(1, vitals(true)))]);
+    assert!(
+        well.keep().is_blank(),
+        "nothing to keep of one that is well"
+    );
+    let down = after(&[(1, answer(1, vitals(true))), (2, answer(2, vitals(false)))]);
+    let mut kept = GpuHealth::restore(down.keep(), secs(3));
+    for at in [4, 100, 200] {
+        kept.apply(secs(at), &answer(at, vitals(false)), &options());
+    }
+    let cause = kept.sickness(&options()).map(|sickness| sickness.cause);
+    assert_eq!(cause, Some(Cause::NvLinkDown(vec![0])));
+}
+
+#[test]
 fn uncorrectable_errors_count_where_the_driver_names_no_action() {
     let errors = |recovery_action| Vitals {
         recovery_action,

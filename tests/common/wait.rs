@@ -1,6 +1,7 @@
 //! Waiting for what others do.
 
 use std::fmt::Debug;
+use std::thread;
 use std::time::Duration;
 
 use tokio::time::{Instant, interval};
@@ -20,18 +21,48 @@ pub async fn eventually<T, E: Debug>(what: &str, probe: impl AsyncFnMut() -> Res
 pub async fn eventually_every<T, E: Debug>(
     period: Duration,
     what: &str,
+    probe: impl AsyncFnMut() -> Result<T, E>,
+) -> T {
+    ask(period, LONG, what, probe).await
+}
+
+/// The same for what takes its time.
+pub async fn eventually_within<T, E: Debug>(
+    limit: Duration,
+    what: &str,
+    probe: impl AsyncFnMut() -> Result<T, E>,
+) -> T {
+    ask(ASK_EVERY, limit, what, probe).await
+}
+
+async fn ask<T, E: Debug>(
+    period: Duration,
+    limit: Duration,
+    what: &str,
     mut probe: impl AsyncFnMut() -> Result<T, E>,
 ) -> T {
-    let deadline = Instant::now() + LONG;
+    let deadline = Instant::now() + limit;
     let mut ticks = interval(period);
     loop {
         ticks.tick().await;
         match probe().await {
             Ok(answer) => return answer,
             Err(error) if Instant::now() > deadline => {
-                panic!("waited {LONG:?} in vain until {what}; last: {error:?}")
+                panic!("waited {limit:?} in vain until {what}; last: {error:?}")
             }
             Err(_) => {}
         }
     }
+}
+
+/// Waits without a runtime; for the cleaning up, which must not panic.
+pub fn holds_within(limit: Duration, mut condition: impl FnMut() -> bool) -> bool {
+    let deadline = Instant::now() + limit;
+    while !condition() {
+        if Instant::now() > deadline {
+            return false;
+        }
+        thread::sleep(ASK_EVERY);
+    }
+    true
 }

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use super::host::{holds_within, signal};
+use super::system::try_output;
+use super::wait::holds_within;
 
 /// Lines of a log that a failing test shows.
 const TAIL: usize = 25;
@@ -63,4 +64,14 @@ impl Drop for Daemon {
         drop(self.child.kill());
         drop(self.child.wait());
     }
+}
+
+/// Sends a signal by its name to a process that this test owns.
+pub fn signal(pid: u32, signal: &str) {
+    // A process that has just ended is as good as one that is told to.
+    drop(try_output(Command::new("kill").args([
+        "-s",
+        signal,
+        &pid.to_string(),
+    ])));
 }

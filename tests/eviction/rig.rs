@@ -239,8 +239,13 @@ impl Rig {
 
     /// Waits until the evictor knows of so many pods on sick GPUs.
     pub(crate) async fn pods_on_sick_gpus(&self, pods: i64) {
+        self.measured(|rig| rig.metrics.pods.get() == pods).await;
+    }
+
+    /// Waits for what the metrics say, which ring no bell.
+    pub(crate) async fn measured(&self, so: impl Fn(&Self) -> bool) {
         let waiting = async {
-            while self.metrics.pods.get() != pods {
+            while !so(self) {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
         };

@@ -315,6 +315,13 @@ impl Evictor {
     }
 }
 
+/// Who is dropped knows of no pod any more.
+impl Drop for Evictor {
+    fn drop(&mut self) {
+        self.metrics.pods.set(0);
+    }
+}
+
 /// Whether there may be anything to do.
 fn is_wanted(report: &HealthReport, options: &EvictionOptions) -> bool {
     let on = options.mode != EvictionMode::Off;

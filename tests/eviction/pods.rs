@@ -179,7 +179,7 @@ async fn pods_that_stay_are_told_why() {
 
 #[tokio::test]
 async fn a_pod_that_ends_by_itself_is_left_alone() {
-    let rig = Rig::start(1, evict()).await;
+    let mut rig = Rig::start(1, evict()).await;
     rig.pod_like("done", &[0], |pod| {
         pod["status"]["phase"] = json!("Succeeded");
     });
@@ -198,6 +198,8 @@ async fn a_pod_that_ends_by_itself_is_left_alone() {
     rig.some_time().await;
     assert_eq!(rig.cluster.count("create", "events"), 0);
     assert_eq!(rig.evictions(), 0);
+    rig.crash().await;
+    assert_eq!(rig.metrics.pods.get(), 0, "nobody knows");
 }
 
 #[tokio::test]

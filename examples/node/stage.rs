@@ -11,14 +11,14 @@ use super::common::nvml::SimulatedNode;
 /// The node under the plugin.
 pub(crate) enum Stage {
     /// All of it in a temporary folder.
-    Simulated(SimulatedNode),
+    Simulated(Box<SimulatedNode>),
     /// This machine, but for the kubelet's folder.
     Real(TempDir),
 }
 
 impl Stage {
     pub(crate) fn simulated(gpus: usize) -> Self {
-        Self::Simulated(SimulatedNode::new(gpus))
+        Self::Simulated(Box::new(SimulatedNode::new(gpus)))
     }
 
     pub(crate) fn real() -> anyhow::Result<Self> {

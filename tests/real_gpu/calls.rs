@@ -61,7 +61,7 @@ pub(super) fn print_calls(device: &Device<'_>) {
     print_clocks(device, handle);
 }
 
-/// Makes a call, prints its answer and what it costs, and gives the answer.
+/// Makes a call, and prints its answer and what it costs.
 fn said(name: &str, mut call: impl FnMut() -> nvmlReturn_t) {
     let answer = call();
     println!("  {name}: {answer}; {}", cost(CALLS, || _ = call()));
@@ -79,7 +79,7 @@ fn print_fields(device: &Device<'_>, handle: nvmlDevice_t) {
     };
     ask("fields", FIELDS.map(|id| field(id, 0)).to_vec());
     for id in FIELDS {
-        ask("one field", vec![field(id, 0)]);
+        ask(&format!("field {id} alone"), vec![field(id, 0)]);
     }
     let links = (0..LINKS).map(|link| field(NVLINK_STATE, link));
     ask("fields of NVLinks", links.collect());

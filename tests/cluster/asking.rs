@@ -1,5 +1,7 @@
 //! Each request and each of its outcomes.
 
+use std::io;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
 use gpu_device_plugin::cluster::ClusterError;
@@ -8,6 +10,7 @@ use gpu_device_plugin::cluster::condition::{Condition, Status};
 use gpu_device_plugin::cluster::metrics::{ClusterMetrics, NoLabels, RequestLabels};
 use gpu_device_plugin::config::ClusterOptions;
 use serde_json::{Value, json};
+use tracing_subscriber::fmt::MakeWriter;
 
 use crate::common::api_server::{ApiServerPeer, Budget, Fault, On, Options, node, pod};
 use crate::common::running::LONG;
@@ -384,6 +387,45 @@ async fn an_api_server_that_fails_is_not_asked_twice() {
     peer.resume().await.unwrap();
     api.node().await.unwrap();
     assert_eq!(answering(), 1);
+}
+
+#[tokio::test]
+async fn the_library_says_nothing_of_what_the_caller_says() {
+    let lines = Lines::default();
+    let subscriber = tracing_subscriber::fmt().with_writer(lines.clone());
+    let _guard = tracing::subscriber::set_default(subscriber.finish());
+    let peer = cluster();
+    let api = connect(&peer).await;
+    peer.fault(Fault::Status(500), On::any(), 1);
+    api.node().await.unwrap_err();
+    peer.stop().await;
+    api.node().await.unwrap_err();
+    tracing::warn!("this is heard");
+    let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+    assert!(text.contains("this is heard"));
+    assert_eq!(text.lines().count(), 1, "{text}");
+}
+
+/// What is logged, in memory.
+#[derive(Clone, Default)]
+struct Lines(Arc<Mutex<Vec<u8>>>);
+
+impl MakeWriter<'_> for Lines {
+    type Writer = Self;
+
+    fn make_writer(&self) -> Self {
+        self.clone()
+    }
+}
+
+impl io::Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// Nothing else is ready, so the clock runs as fast as it can.

@@ -155,7 +155,7 @@ fn an_eviction_without_an_answer_that_did_not_happen_is_withdrawn() {
     let mut ledger = Ledger::default();
     ledger.intend(&train, &incident(0, 0), now);
     let mut plan = Plan::new(NODE.into(), ledger, Pace::default(), now, 1);
-    let mut act = |plan: &mut Plan, after| {
+    let act = |plan: &mut Plan, after| {
         let now = now + Duration::from_secs(after);
         let step = plan.step(now, &report, &EvictionOptions::default());
         assert_eq!(step, Step::default(), "off");

@@ -174,6 +174,17 @@ fn a_gpu_that_is_not_enumerated_is_sick_whatever_it_answers() {
 }
 
 #[test]
+fn it_takes_a_good_answer_and_not_time_alone() {
+    let silent = [
+        (0, Signal::Vanished),
+        (1, Signal::Present),
+        (500, Signal::Tick),
+        (600, Signal::OnBus(true)),
+    ];
+    assert_eq!(cause_after(&silent), Some(Cause::Vanished));
+}
+
+#[test]
 fn a_recovery_action_holds_until_the_driver_takes_it_back() {
     let asked = [(1, action(1, 2)), (100, action(100, 2))];
     assert_eq!(cause_after(&asked), Some(Cause::RecoveryAction(2)));

@@ -244,7 +244,7 @@ async fn json_lines_have_stable_keys() {
     let registered = with("registered with the kubelet");
     assert_eq!(registered["resource"], RESOURCE);
     assert_eq!(registered["state"], "registered");
-    let event = with("XID");
+    let event = with("XID event");
     assert_eq!(
         (&event["uuid"], &event["xid"]),
         (&uuid.clone().into(), &79.into())

@@ -360,8 +360,8 @@ impl Walk {
         let list = list.await?;
         self.counted((gpus - 1, gpus)).await?;
         Ok(Step::took(list.at.duration_since(begin)).detail(
-            "told by the driver's event, not by a poll; Healthy again once the driver has \
-             asked for no recovery for 60 s",
+            "told by the driver's event, not by a poll; of class reboot, so it is out until \
+             the node has booted",
         ))
     }
 

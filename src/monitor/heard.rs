@@ -146,7 +146,7 @@ impl Monitor {
         };
         let (xid, instance) = (kind.xid, kind.instance);
         let (class, what) = (self.options.borrow().policy.class(xid), xid::describe(xid));
-        warn!(uuid, xid, %class, instance, count, what, "XID");
+        warn!(uuid, xid, %class, instance, count, what, "XID event");
     }
 
     /// Has kept what outlives the process.

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use serde::{Serialize, Serializer};
 
+use crate::choice::Chooser;
 use crate::config::{AllocationOptions, HostFolder};
 use crate::driver::DriverMount;
 use crate::driver::extras::Extras;
@@ -265,6 +266,8 @@ pub struct DeviceSnapshot {
     pub devices: Vec<Device>,
     /// The same for each device.
     pub common: Common,
+    /// Chooses among their GPUs.
+    pub chooser: Arc<Chooser>,
 }
 
 /// The devices of every resource at one moment.

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::choice::Chooser;
 use crate::config::{AllocationOptions, Config, HealthOptions, HostFolder, ImexChannel};
 use crate::device::{
     Common, Device, DeviceId, DeviceNode, DeviceSnapshot, Health, Snapshots, UnhealthyReason,
@@ -16,6 +17,7 @@ use crate::driver::cdi;
 use crate::driver::extras::{self, Extras};
 use crate::driver::nodes::{DevRoot, Faults, Instance, MigMinors, Needed};
 use crate::driver::supply::Supply;
+use crate::gpu::topology::{Place, Topology};
 use crate::gpu::{Gpu, GpuUuid, MigDevice, Reading};
 use crate::health::kmsg::PciAddress;
 use crate::health::reducer::{GpuHealth, Kept, Signal};
@@ -46,6 +48,7 @@ pub struct Inventory {
     /// What an earlier process left of GPUs that were not seen yet. One that was
     /// taken out of the node is never seen again, and is not listed.
     kept: BTreeMap<GpuUuid, Kept>,
+    chooser: Arc<Chooser>,
 }
 
 /// What of the node, beside its GPUs, decides what a container gets.
@@ -154,6 +157,7 @@ impl Inventory {
             advertised: Advertised::new(rules),
             options,
             kept,
+            chooser: Arc::default(),
         }
     }
 
@@ -230,6 +234,27 @@ impl Inventory {
             entry.health.apply(now, &signal, &self.options);
         }
         self.advertise();
+    }
+
+    /// Where the GPUs are that could be read, those that are gone left out.
+    pub fn places(&self) -> Vec<Place> {
+        let found = self.gpus.values().filter(|entry| entry.health.is_found());
+        let mut places: Vec<_> = found
+            .filter_map(|entry| entry.gpu.as_ref())
+            .map(Place::of)
+            .collect();
+        places.sort_by_key(|place| place.index);
+        places
+    }
+
+    /// How its GPUs are linked, as far as is known.
+    pub fn topology(&self) -> &Topology {
+        self.chooser.topology()
+    }
+
+    /// From now on devices are chosen so.
+    pub fn choose_by(&mut self, chooser: Arc<Chooser>) {
+        self.chooser = chooser;
     }
 
     /// Draws the conclusion for the resources.
@@ -384,6 +409,7 @@ impl Inventory {
                 complete: true,
                 devices: devices.collect(),
                 common: common.clone(),
+                chooser: self.chooser.clone(),
             };
             (resource.clone(), snapshot)
         });

@@ -123,6 +123,17 @@ pub(super) struct Arguments {
     #[arg(default_missing_value = "true")]
     pass_device_specs: String,
 
+    /// Which devices that share GPUs (replicas, MIG devices) the kubelet is told to
+    /// take: distributed, packed or different-gpus
+    #[arg(
+        long,
+        global = true,
+        env = "SHARED_DEVICES_ALLOCATION_POLICY",
+        value_name = "POLICY"
+    )]
+    #[arg(default_value = "distributed")]
+    shared_devices_allocation_policy: String,
+
     /// What the key of a CDI annotation begins with
     #[arg(
         long,

@@ -14,6 +14,7 @@ use super::values::{
     words,
 };
 use super::{Command, Invocation, Output, UsageErrors};
+use crate::choice::shared::Policy;
 use crate::config::file::{self, Settings};
 use crate::config::{
     AllocationOptions, ClusterOptions, Config, DeviceIdStrategy, DeviceListStrategy, DriverOptions,
@@ -213,6 +214,9 @@ impl<'a> Values<'a> {
         });
         let pass_device_specs = self.checked("pass_device_specs", boolean);
         let prefix = self.checked("cdi_annotation_prefix", annotation_prefix);
+        let shared_devices = self.checked("shared_devices_allocation_policy", |text| {
+            word(text, &Policy::ALL, Policy::name)
+        });
         let extras = [
             ("gds_enabled", Extra::Gds),
             ("gdrcopy_enabled", Extra::Gdrcopy),
@@ -238,6 +242,7 @@ impl<'a> Values<'a> {
             cdi_annotation_prefix: prefix?,
             extras: extras?.into_iter().flatten().collect(),
             imex,
+            shared_devices: shared_devices?,
         })
     }
 

@@ -300,6 +300,7 @@ mod tests {
                 mounts: vec![mount],
                 ..Common::default()
             },
+            ..DeviceSnapshot::default()
         };
         [(RESOURCE.to_owned(), snapshot)].into()
     }

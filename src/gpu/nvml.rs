@@ -13,7 +13,9 @@ use nvml_wrapper::{Device, Nvml};
 
 use super::error::{failed, supported};
 use super::events::NvmlEvents;
+use super::links;
 use super::mig::Parent;
+use super::topology::{Place, Topology};
 use super::vitals::{self, Memory};
 use super::{
     ComputeCapability, EventSource, Gpu, GpuLibrary, GpuUuid, LibraryError, OpenError, Reading,
@@ -165,6 +167,21 @@ impl GpuLibrary for NvmlLibrary {
         let vitals = vitals::read(&device, &mut memory)?;
         self.memories().insert(uuid.clone(), memory);
         Ok(vitals)
+    }
+
+    fn topology(&self, places: Vec<Place>) -> Topology {
+        let devices: Vec<_> = places
+            .iter()
+            .map(|place| self.device(&place.uuid).ok())
+            .collect();
+        let nvlinks: Vec<_> = devices
+            .iter()
+            .map(|device| links::read(device.as_ref()?).ok())
+            .collect();
+        Topology::new(places, &nvlinks, |a, b| {
+            let other = self.nvml.device_by_uuid(devices[b].as_ref()?.uuid().ok()?);
+            links::pcie(devices[a].as_ref()?, other.ok()?)
+        })
     }
 
     fn events(self: Arc<Self>, gpus: &[GpuUuid]) -> Result<Box<dyn EventSource>, LibraryError> {

@@ -212,6 +212,7 @@ mod tests {
                 mounts: vec![mount],
                 ..Common::default()
             },
+            ..DeviceSnapshot::default()
         };
         [(RESOURCE.to_owned(), snapshot)].into()
     }

@@ -11,6 +11,7 @@ use tracing::info;
 
 use super::connection::ConnectionInfo;
 use super::streams::{Streams, Ticket};
+use crate::allocate::preferred::preferred;
 use crate::allocate::response;
 use crate::allocate::seen::LastSeen;
 use crate::api::v1beta1::device_plugin_server::DevicePlugin;
@@ -21,6 +22,12 @@ use crate::api::v1beta1::{
 };
 use crate::device::DeviceSnapshot;
 use crate::metrics::{Metrics, ResourceLabels};
+
+/// What the kubelet is told at registration, and whenever it asks.
+pub const OPTIONS: DevicePluginOptions = DevicePluginOptions {
+    pre_start_required: false,
+    get_preferred_allocation_available: true,
+};
 
 /// The kubelet's side of one resource.
 #[derive(Clone, Debug)]
@@ -47,7 +54,7 @@ impl DevicePlugin for Service {
         &self,
         _request: Request<Empty>,
     ) -> Result<Response<DevicePluginOptions>, Status> {
-        Ok(Response::new(DevicePluginOptions::default()))
+        Ok(Response::new(OPTIONS))
     }
 
     async fn list_and_watch(&self, request: Request<Empty>) -> Result<Response<Lists>, Status> {
@@ -76,11 +83,10 @@ impl DevicePlugin for Service {
 
     async fn get_preferred_allocation(
         &self,
-        _request: Request<PreferredAllocationRequest>,
+        request: Request<PreferredAllocationRequest>,
     ) -> Result<Response<PreferredAllocationResponse>, Status> {
-        // Not offered in the options, and still never an error: the kubelet
-        // rejects a pod for one.
-        Ok(Response::new(PreferredAllocationResponse::default()))
+        let snapshot = self.devices.borrow().clone();
+        Ok(Response::new(preferred(&snapshot, request.get_ref())))
     }
 
     async fn allocate(

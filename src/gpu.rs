@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+pub(crate) use self::nvml::sysfs_device;
 use self::topology::{Place, Topology};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 

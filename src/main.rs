@@ -39,7 +39,7 @@ fn main() -> ExitCode {
     {
         eprintln!("warning: without effect in the configuration file: {idle}");
     }
-    match invocation.command {
+    match invocation.command.clone() {
         Command::Devices { output } => {
             let print = || report::print(config, output);
             finish(print().map(|()| ExitCode::SUCCESS), |error| {
@@ -49,6 +49,12 @@ fn main() -> ExitCode {
         Command::Driver { output } => {
             let works = report::driver::print(config, output);
             finish(works.map(code), |error| eprintln!("error: {error:#}"))
+        }
+        Command::Topology { output, suggest } => {
+            let print = || report::topology::print(config, output, suggest.as_ref());
+            finish(print().map(|()| ExitCode::SUCCESS), |error| {
+                eprintln!("error: {error:#}");
+            })
         }
         Command::Uninstall => code(uninstall::print(config)),
         Command::Serve => {

@@ -21,7 +21,9 @@ pub fn preferred(
 ) -> PreferredAllocationResponse {
     let requests = request.container_requests.iter();
     PreferredAllocationResponse {
-        container_responses: requests.map(|request| container(snapshot, request)).collect(),
+        container_responses: requests
+            .map(|request| container(snapshot, request))
+            .collect(),
     }
 }
 
@@ -126,7 +128,11 @@ fn groups<'a>(
     let mut groups = vec![Group::default(); snapshot.chooser.topology().len()];
     let mut available = available.iter().copied().peekable();
     let mut last = None;
-    for device in snapshot.devices.iter().filter(|d| d.health == Health::Healthy) {
+    for device in snapshot
+        .devices
+        .iter()
+        .filter(|d| d.health == Health::Healthy)
+    {
         let Some(group) = position(snapshot, device, &mut last).and_then(|at| groups.get_mut(at))
         else {
             continue;

@@ -23,7 +23,10 @@ const EXCHANGES: usize = 64;
 
 /// The best that is found.
 pub(super) fn best(scores: &Scores, request: &Request) -> Choice {
-    let seeds = request.free.iter().map(|seed| Growing::from(*seed, scores, request));
+    let seeds = request
+        .free
+        .iter()
+        .map(|seed| Growing::from(*seed, scores, request));
     let grown = seeds.map(|seed| seed.grown(request.more));
     let best = match request.more {
         0 => None,
@@ -50,7 +53,11 @@ struct Growing<'a> {
 
 impl<'a> Growing<'a> {
     fn new(scores: &'a Scores, request: &'a Request) -> Self {
-        let of_each = |gpus: &[usize]| (0..scores.len()).map(|gpu| scores.to_all(gpu, gpus)).collect();
+        let of_each = |gpus: &[usize]| {
+            (0..scores.len())
+                .map(|gpu| scores.to_all(gpu, gpus))
+                .collect()
+        };
         Self {
             scores,
             must: &request.must,

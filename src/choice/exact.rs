@@ -116,7 +116,11 @@ impl<'a> Search<'a> {
     }
 
     fn run(mut self) -> Option<Choice> {
-        self.extend(set_of(&self.request.must), &self.request.free, self.request.more);
+        self.extend(
+            set_of(&self.request.must),
+            &self.request.free,
+            self.request.more,
+        );
         let (set, (own, left, Reverse(numa_nodes))) = self.best?;
         Some(Choice {
             gpus: bits(set).collect(),

@@ -96,10 +96,7 @@ pub(super) fn dgx1_v100() -> Topology {
         ],
         to_switches: 0,
         bandwidth: 25_781,
-        numa_nodes: vec![
-            vec![vec![0, 1], vec![2, 3]],
-            vec![vec![4, 5], vec![6, 7]],
-        ],
+        numa_nodes: vec![vec![vec![0, 1], vec![2, 3]], vec![vec![4, 5], vec![6, 7]]],
         between: PcieLevel::Phb,
     };
     machine.topology()
@@ -136,10 +133,7 @@ pub(super) fn two_sockets() -> Topology {
         nvlinks: Vec::new(),
         to_switches: 0,
         bandwidth: 0,
-        numa_nodes: vec![
-            vec![vec![0, 1], vec![2, 3]],
-            vec![vec![4, 5], vec![6, 7]],
-        ],
+        numa_nodes: vec![vec![vec![0, 1], vec![2, 3]], vec![vec![4, 5], vec![6, 7]]],
         between: PcieLevel::Node,
     };
     machine.topology()

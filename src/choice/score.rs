@@ -5,6 +5,8 @@ use std::fmt;
 use std::iter::Sum;
 use std::ops::{Add, AddAssign, Sub};
 
+use serde::{Serialize, Serializer};
+
 use crate::gpu::topology::{Pair, PcieLevel, Topology};
 
 /// No number of pairs of one level comes up to one of the next: 16 GPUs have 120
@@ -34,12 +36,6 @@ impl Score {
             Some(PcieLevel::Sys) | None => LEVEL * LEVEL * LEVEL,
         };
         Self(gigabytes * NVLINK - distance)
-    }
-
-    /// NVLink's bandwidth in GB/s, each way, added up.
-    #[must_use]
-    pub fn nvlink(self) -> i64 {
-        -(-self.0).div_euclid(NVLINK)
     }
 }
 
@@ -71,20 +67,61 @@ impl Sum for Score {
     }
 }
 
+/// What a [`Score`] is made of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Parts {
+    /// NVLink's bandwidth in GB/s, each way, added up.
+    pub nvlink_gb_s: i64,
+    /// How many pairs have their way over the link between NUMA nodes, or it is
+    /// not known.
+    pub sys: i64,
+    /// Over several host bridges of a NUMA node.
+    pub node: i64,
+    /// Over one host bridge.
+    pub phb: i64,
+    /// Over several PCIe switches.
+    pub pxb: i64,
+}
+
+impl Score {
+    /// Takes it apart.
+    #[must_use]
+    pub fn parts(self) -> Parts {
+        let nvlink_gb_s = -(-self.0).div_euclid(NVLINK);
+        let far = nvlink_gb_s * NVLINK - self.0;
+        Parts {
+            nvlink_gb_s,
+            sys: far / (LEVEL * LEVEL * LEVEL),
+            node: far / (LEVEL * LEVEL) % LEVEL,
+            phb: far / LEVEL % LEVEL,
+            pxb: far % LEVEL,
+        }
+    }
+}
+
 impl fmt::Display for Score {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut far = self.nvlink() * NVLINK - self.0;
-        let mut counts = [("SYS", 0), ("NODE", 0), ("PHB", 0), ("PXB", 0)];
-        let mut unit = LEVEL * LEVEL * LEVEL;
-        for (_, count) in &mut counts {
-            *count = far / unit;
-            far %= unit;
-            unit /= LEVEL;
+        let parts = self.parts();
+        write!(f, "{} GB/s of NVLink", parts.nvlink_gb_s)?;
+        let Parts {
+            sys,
+            node,
+            phb,
+            pxb,
+            ..
+        } = parts;
+        for (level, count) in [("SYS", sys), ("NODE", node), ("PHB", phb), ("PXB", pxb)] {
+            if count > 0 {
+                write!(f, ", {count} x {level}")?;
+            }
         }
-        write!(f, "{} GB/s of NVLink", self.nvlink())?;
-        let told = counts.iter().filter(|(_, count)| *count > 0);
-        told.into_iter()
-            .try_for_each(|(level, count)| write!(f, ", {count} x {level}"))
+        Ok(())
+    }
+}
+
+impl Serialize for Score {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.parts().serialize(serializer)
     }
 }
 
@@ -194,17 +231,15 @@ mod tests {
     #[test]
     fn a_score_says_what_it_is_made_of() {
         let score = pair(478_116, Some(PcieLevel::Node)) + pair(0, Some(PcieLevel::Sys));
-        assert_eq!(
-            score.to_string(),
-            "478 GB/s of NVLink, 1 x SYS, 1 x NODE"
-        );
-        assert_eq!(score.nvlink(), 478);
+        assert_eq!(score.to_string(), "478 GB/s of NVLink, 1 x SYS, 1 x NODE");
+        assert_eq!(score.parts().nvlink_gb_s, 478);
         assert_eq!(Score::default().to_string(), "0 GB/s of NVLink");
     }
 
     #[test]
     fn no_answer_of_a_driver_overflows() {
         let sizes: Score = (0..560).map(|_| pair(u32::MAX, None)).sum();
-        assert_eq!(sizes.nvlink(), 560 * MOST_BANDWIDTH);
+        assert_eq!(sizes.parts().nvlink_gb_s, 560 * MOST_BANDWIDTH);
+        assert_eq!(sizes.parts().sys, 560);
     }
 }

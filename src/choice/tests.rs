@@ -68,7 +68,12 @@ impl Slow {
         let best = sets.into_iter().max_by_key(|set| {
             let gpus: Vec<_> = members(*set).collect();
             let numa_nodes = Reverse(self.numa_nodes(*set));
-            (self.own[*set], self.left(all & !set), numa_nodes, Reverse(gpus))
+            (
+                self.own[*set],
+                self.left(all & !set),
+                numa_nodes,
+                Reverse(gpus),
+            )
         });
         members(best.unwrap()).collect()
     }
@@ -148,7 +153,10 @@ fn assert_best(name: &str, chooser: &Chooser, slow: &mut Slow, request: (usize, 
     let (available, must, size) = request;
     let choice = chooser.choose(&positions(available), &positions(must), size);
     let expected = slow.best(available, must, size);
-    assert_eq!(choice.gpus, expected, "{name}: {available:b} {must:b} {size}");
+    assert_eq!(
+        choice.gpus, expected,
+        "{name}: {available:b} {must:b} {size}"
+    );
 }
 
 proptest! {
@@ -258,7 +266,10 @@ fn a_person_would_choose_the_same() {
     assert_eq!(chosen(mesh(), &[0, 4, 5, 6, 7], 4), [4, 5, 6, 7]);
     // One socket of two, though NVLink is the same everywhere.
     assert_eq!(chosen(fixture::hgx_h100(), &all, 4), [0, 1, 2, 3]);
-    assert_eq!(chosen(fixture::hgx_h100(), &[0, 1, 2, 4, 5, 6, 7], 4), [4, 5, 6, 7]);
+    assert_eq!(
+        chosen(fixture::hgx_h100(), &[0, 1, 2, 4, 5, 6, 7], 4),
+        [4, 5, 6, 7]
+    );
     // What is broken already, and not the last whole pair.
     assert_eq!(chosen(fixture::two_sockets(), &[0, 1, 3], 1), [3]);
     assert_eq!(chosen(fixture::two_sockets(), &[0, 2, 4, 5], 2), [4, 5]);

@@ -212,7 +212,11 @@ impl Place {
 
 fn by_numa_node(a: &Place, b: &Place) -> Option<PcieLevel> {
     let same = a.numa_node? == b.numa_node?;
-    Some(if same { PcieLevel::Node } else { PcieLevel::Sys })
+    Some(if same {
+        PcieLevel::Node
+    } else {
+        PcieLevel::Sys
+    })
 }
 
 /// Links and bandwidth from one GPU to another, as the first tells them.

@@ -284,7 +284,10 @@ fn ask<T>(
 
 /// What a call tells, and none where it tells nothing: the GPU or its driver does
 /// not know, or does not say. An error is one of the GPU or of the session.
-pub(super) fn told<T>(call: &'static str, answer: Result<T, NvmlError>) -> Result<Option<T>, LibraryError> {
+pub(super) fn told<T>(
+    call: &'static str,
+    answer: Result<T, NvmlError>,
+) -> Result<Option<T>, LibraryError> {
     let error = match answer {
         Ok(value) => return Ok(Some(value)),
         // Of a library beside NVML, which only this call has a use for.

@@ -10,8 +10,8 @@ use tokio::time::timeout;
 use tonic::transport::Endpoint;
 use tower::service_fn;
 
-use crate::api::v1beta1::registration_client::RegistrationClient;
 use crate::api::v1beta1::RegisterRequest;
+use crate::api::v1beta1::registration_client::RegistrationClient;
 use crate::plugin::service::OPTIONS;
 
 /// The version of the device plugin API, as the kubelet compares it

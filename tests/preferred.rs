@@ -52,6 +52,7 @@ fn cube_mesh(state: &mut State) {
         };
         state.gpus[from].topology = (from + 1..8).map(peer).collect();
         state.gpus[from].nvswitch_links = 0;
+        state.gpus[from].fabric.state = 0;
     }
 }
 

@@ -3,4 +3,4 @@
 pub mod preferred;
 pub mod response;
 pub mod seen;
-pub(crate) mod ways;
+pub mod ways;

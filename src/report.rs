@@ -13,6 +13,7 @@ use anyhow::{Context, bail};
 use serde::Serialize;
 
 use crate::allocate::response;
+use crate::allocate::ways::Prepared;
 use crate::api::v1beta1::{AllocateRequest, ContainerAllocateRequest, ContainerAllocateResponse};
 use crate::cli::Output;
 use crate::config::Config;
@@ -202,7 +203,7 @@ fn device_report(
     let request = AllocateRequest {
         container_requests: vec![request],
     };
-    let answer = response::allocate(snapshot, &request, false);
+    let answer = response::allocate(snapshot, &Prepared::of(&snapshot.common), &request, false);
     let refused = answer.as_ref().err().map(ToString::to_string);
     let reason = device.health.reason().map(ToString::to_string);
     let sickness = match device.health.reason() {

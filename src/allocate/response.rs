@@ -12,7 +12,7 @@ use crate::api::v1beta1::{
 };
 use crate::device::{Common, Device, DeviceSnapshot, UnhealthyReason};
 
-use super::ways;
+use super::ways::{self, Prepared};
 
 /// Why devices are not given.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -72,13 +72,14 @@ impl AllocateError {
 /// See [`AllocateError`]; no part of the request is answered then.
 pub fn allocate(
     snapshot: &DeviceSnapshot,
+    prepared: &Prepared,
     request: &AllocateRequest,
     files_exist: bool,
 ) -> Result<AllocateResponse, AllocateError> {
     let container_responses = request
         .container_requests
         .iter()
-        .map(|container| allocate_container(snapshot, container, files_exist))
+        .map(|container| allocate_container(snapshot, prepared, container, files_exist))
         .collect::<Result<_, _>>()?;
     Ok(AllocateResponse {
         container_responses,
@@ -87,6 +88,7 @@ pub fn allocate(
 
 fn allocate_container(
     snapshot: &DeviceSnapshot,
+    prepared: &Prepared,
     request: &ContainerAllocateRequest,
     files_exist: bool,
 ) -> Result<ContainerAllocateResponse, AllocateError> {
@@ -106,7 +108,7 @@ fn allocate_container(
     if !files_exist {
         all_exist(&snapshot.common, &devices)?;
     }
-    Ok(ways::answer(&snapshot.common, &devices))
+    Ok(ways::answer(&snapshot.common, prepared, &devices))
 }
 
 fn usable<'a>(snapshot: &'a DeviceSnapshot, id: &str) -> Result<&'a Device, AllocateError> {

@@ -95,16 +95,16 @@ impl DevicePlugin for Service {
     ) -> Result<Response<AllocateResponse>, Status> {
         let request = request.into_inner();
         let snapshot = self.devices.borrow().clone();
-        let answer = response::allocate(&snapshot, &request, self.seen.exist(&snapshot)).map_err(
-            |error| {
-                info!(resource = self.resource, %error, "allocation refused");
-                if error.is_news() {
-                    // Not at the next poll: controllers make pods faster than that.
-                    self.rescan.notify_one();
-                }
-                error.into_status()
-            },
-        )?;
+        let (prepared, exist) = self.seen.ready(&snapshot);
+        let answer = response::allocate(&snapshot, &prepared, &request, exist);
+        let answer = answer.map_err(|error| {
+            info!(resource = self.resource, %error, "allocation refused");
+            if error.is_news() {
+                // Not at the next poll: controllers make pods faster than that.
+                self.rescan.notify_one();
+            }
+            error.into_status()
+        })?;
         let devices = request
             .container_requests
             .iter()

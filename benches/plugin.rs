@@ -62,24 +62,38 @@
 //! Medians are over all rounds; a percentile of calls is the median of the
 //! rounds' percentiles.
 
+#[path = "plugin/alone.rs"]
+mod alone;
 #[path = "plugin/arguments.rs"]
 mod arguments;
+#[path = "plugin/calls.rs"]
+mod calls;
 #[path = "plugin/command.rs"]
 mod command;
 #[path = "../tests/common/mod.rs"]
 mod common;
 #[path = "plugin/figures.rs"]
 mod figures;
+#[path = "plugin/groups.rs"]
+mod groups;
 #[path = "plugin/life.rs"]
 mod life;
+#[path = "plugin/many.rs"]
+mod many;
+#[path = "plugin/preferred.rs"]
+mod preferred;
 #[path = "plugin/process.rs"]
 mod process;
 #[path = "plugin/raw.rs"]
 mod raw;
+#[path = "plugin/rest.rs"]
+mod rest;
 #[path = "plugin/rig.rs"]
 mod rig;
 #[path = "plugin/table.rs"]
 mod table;
+#[path = "plugin/targets.rs"]
+mod targets;
 
 use std::process::ExitCode;
 
@@ -88,20 +102,27 @@ use anyhow::Context;
 use self::arguments::{Parsed, Settings};
 use self::command::Subject;
 use self::figures::Figures;
-use self::rig::Rig;
+use self::groups::Group;
+use self::table::Table;
 
 /// `EX_USAGE` of sysexits.h.
 const USAGE: u8 = 64;
 
-// One thread: a call must not wait for a thread of ours to wake another.
-#[tokio::main(flavor = "current_thread")]
-async fn main() -> ExitCode {
+fn main() -> ExitCode {
+    if let Some(library) = alone::asked() {
+        return alone::run(&library);
+    }
     let settings = match arguments::parse() {
         Parsed::Settings(settings) => settings,
         Parsed::Help => return ExitCode::SUCCESS,
         Parsed::Usage => return ExitCode::from(USAGE),
     };
-    match run(&settings).await {
+    // One thread: a call must not wait for a thread of ours to wake another.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    let run = |runtime: tokio::runtime::Runtime| runtime.block_on(run(&settings));
+    match runtime.context("a runtime").and_then(run) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
@@ -120,55 +141,44 @@ async fn run(settings: &Settings) -> anyhow::Result<()> {
         .map(|_| Figures::default())
         .collect();
     for round in 1..=settings.rounds {
-        for _ in 0..settings.starts {
+        for group in &settings.groups {
             for (subject, figures) in settings.subjects.iter().zip(&mut all) {
-                start(subject, settings, figures).await;
+                let (name, group) = (&subject.name, *group);
+                eprintln!(
+                    "round {round} of {}: {}, {name}",
+                    settings.rounds,
+                    group.name()
+                );
+                measure(group, subject, settings, figures).await;
             }
         }
-        for (subject, figures) in settings.subjects.iter().zip(&mut all) {
-            eprintln!("round {round} of {}: {}", settings.rounds, subject.name);
-            live(subject, settings, figures).await;
-        }
     }
-    println!("{}", process::machine());
-    println!(
-        "load average before and after: {before} | {}\n",
-        process::load_average()
-    );
-    let rows = table::rows(settings, &all);
-    print!("{}", table::text(settings, &rows));
+    let machine = process::machine();
+    let after = process::load_average();
+    println!("{machine}\nload average before and after: {before} | {after}\n");
+    let table = Table::new(settings, &all);
+    print!("{}", table.text());
     if let Some(file) = &settings.json {
-        let json = table::json(settings, &rows)?;
+        let json = table.json(&machine)?;
         std::fs::write(file, json).with_context(|| format!("cannot write {}", file.display()))?;
     }
     Ok(())
 }
 
-/// Starts the plugin, and ends it when it is registered.
-async fn start(subject: &Subject, settings: &Settings, figures: &mut Figures) {
-    if let Some(rig) = rig(subject, settings, figures).await {
-        rig.end().await;
-    }
-}
-
-/// Starts the plugin and takes all the other figures.
-async fn live(subject: &Subject, settings: &Settings, figures: &mut Figures) {
-    if let Some(mut rig) = rig(subject, settings, figures).await {
-        figures.lives.push(life::measure(&mut rig, settings).await);
-        rig.end().await;
-    }
-}
-
-async fn rig(subject: &Subject, settings: &Settings, figures: &mut Figures) -> Option<Rig> {
-    match Rig::start(subject, settings).await {
-        Ok(rig) => {
-            figures.starts.push(Some(rig.registered_after));
-            Some(rig)
-        }
-        Err(error) => {
-            eprintln!("{}: {error:#}", subject.name);
-            figures.starts.push(None);
-            None
-        }
+/// What cannot be measured is noted, and the others are measured.
+async fn measure(group: Group, subject: &Subject, settings: &Settings, figures: &mut Figures) {
+    let measured = match group {
+        Group::Start => life::starts(subject, settings, figures).await,
+        Group::Calls => calls::measure(subject, settings, figures).await,
+        Group::Preferred => preferred::measure(subject, settings, figures).await,
+        Group::Restart => life::restarts(subject, settings, figures).await,
+        Group::Xid => life::xids(subject, settings, figures).await,
+        Group::Rest => rest::measure(subject, settings, figures).await,
+        Group::Lists => many::lists(subject, settings, figures).await,
+        Group::Streams => many::streams(subject, settings, figures).await,
+        Group::Binary => life::binary(subject, settings, figures).await,
+    };
+    if let Err(error) = measured {
+        figures.failed(&subject.name, &group.name(), &error);
     }
 }

@@ -1,8 +1,9 @@
 //! Measures this device plugin, and others beside it.
 //!
 //! ```text
-//! cargo bench                        # ours alone, all figures, about 2 minutes
-//! cargo bench -- --quick             # the same with few repetitions
+//! cargo bench                        # ours alone, all figures, about 8 minutes
+//! cargo bench -- --quick             # the same with few repetitions, 1 minute
+//! cargo bench -- --only calls,xid    # some groups of figures; --help lists them
 //! cargo bench -- --json figures.json
 //! cargo bench -- --plugin NAME='COMMAND LINE'
 //! ```
@@ -28,7 +29,14 @@
 //! | `{driver_root}`    | where a simulated driver is installed           |
 //! | `{dev_root}`       | the folder that holds its `dev`                 |
 //! | `{state}`          | a folder to keep things in                      |
+//! | `{kmsg}`           | what stands for `/dev/kmsg`                     |
 //! | `{sys}`, `{proc}`  | what stands for `/sys` and `/proc`              |
+//! | `{config}`         | a configuration file, see below                 |
+//!
+//! More devices than a node has GPUs are replicas of them, by a configuration
+//! file in the format `version: v1` that NVIDIA's plugin reads and ours too. An
+//! argument that contains `{config}` is left out where nothing is shared; a
+//! plugin without one has no figures of many devices.
 //!
 //! Quotes and backslashes are understood as in a shell, and assignments in
 //! front of the command go to its environment. A wrapper must `exec` the plugin:
@@ -43,24 +51,39 @@
 //! cargo bench -- --bind-device-plugin-dir --plugin nvidia="\
 //!     LD_LIBRARY_PATH={nvml_dir} nvidia-device-plugin --pass-device-specs=true \
 //!     --device-discovery-strategy=nvml --nvidia-driver-root={driver_root} \
-//!     --nvidia-dev-root={dev_root} --fail-on-init-error=true"
+//!     --nvidia-dev-root={dev_root} --fail-on-init-error=true \
+//!     --config-file={config}"
 //! ```
 //!
 //! # The figures
 //!
-//! - *start to registered*: from starting the process to its first list.
+//! - *start to registered*: from starting the process to the first list that has
+//!   all devices.
 //! - *calls*: on one connection, GetDevicePluginOptions (which does nothing: the
 //!   cost of a call) and Allocate in turn, to the last byte of the answer.
+//! - *GetPreferredAllocation*: the same, of each number of GPUs while all are
+//!   free. Where an answer takes long there are fewer calls, and the table says
+//!   how many; one that takes 10 s is not waited for.
 //! - *kubelet restart to registered*: from the new kubelet's first accept to the
 //!   plugin's list.
-//! - *XID to Unhealthy*: from the change of the simulated driver to the list.
-//! - *memory*: of the process (`/proc/PID/status`, `smaps`), also without what
-//!   the mappings of NVML's library take, which is the driver's and not a
-//!   plugin's.
-//! - *processor at rest*: what it uses while nothing happens.
+//! - *XID to the kubelet's list*: from the change of the simulated driver to the
+//!   list in which all devices of the GPU are sick.
+//! - *wake-ups*: how often threads of the process fell asleep (the voluntary
+//!   context switches of `/proc/PID/task/*/status`) while nothing happened.
+//! - *memory*: of the process (`/proc/PID/status`), in MB of 1,000,000 bytes.
+//!   *NVML's own* is what a program takes for loading and initialising the same
+//!   library and nothing else, measured in the same round. It is the driver's
+//!   doing, not a plugin's.
+//! - *list of … devices*: start, XID and memory with as many replicas.
+//! - *list streams*: so many clients beside the kubelet, each on a connection of
+//!   its own, until the last of them has the news.
+//! - *size, stripped*: of the program that runs, after `strip` (of binutils).
 //!
-//! Medians are over all rounds; a percentile of calls is the median of the
-//! rounds' percentiles.
+//! Each figure is taken once a round, and shown as the median over the rounds
+//! with the least and the most: `21.7 [21.2..23.0]`. `-` is what could not be
+//! measured; a note below the table says why. Targets are ours, for 8 GPUs
+//! (`benches/plugin/targets.rs`); a *slowest* is judged by its worst round, all
+//! else by the median.
 
 #[path = "plugin/alone.rs"]
 mod alone;

@@ -15,6 +15,8 @@ use super::rig::{Rig, Shape};
 
 /// After this a restart or an XID counts as missed.
 pub(crate) const LIMIT: Duration = Duration::from_secs(10);
+/// Between two XIDs: a plugin may wait a little after one, to take many at once.
+const APART: Duration = Duration::from_millis(100);
 /// The GPU has fallen off the bus.
 const XID: u64 = 79;
 
@@ -97,13 +99,14 @@ pub(crate) async fn xids(
 /// Until the list in which all of the GPU's devices are sick.
 pub(crate) async fn xid(rig: &Rig, position: usize, devices: usize) -> Option<Duration> {
     let mark = rig.kubelet.mark();
-    let (uuid, begin) = break_gpu(rig, position);
+    let (uuid, begin) = break_gpu(rig, position).await;
     let list = rig.next_list(mark, LIMIT, |list| sick(list, &uuid) == devices);
     list.await.map(|list| list.duration_since(begin))
 }
 
 /// The GPU's UUID, and when its XID could first be seen.
-pub(crate) fn break_gpu(rig: &Rig, position: usize) -> (String, Instant) {
+pub(crate) async fn break_gpu(rig: &Rig, position: usize) -> (String, Instant) {
+    tokio::time::sleep(APART).await;
     rig.node.xid(position, XID);
     (rig.node.uuid(position), rig.node.changed_at())
 }

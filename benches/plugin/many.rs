@@ -59,6 +59,13 @@ async fn list(
             let time = xid(&rig, position, shape.replicas).await;
             xids.push(time);
             if time.is_none() {
+                let uuid = rig.node.uuid(position);
+                let sick = sick(&rig.kubelet.devices(&rig.resource), &uuid);
+                figures.note(format!(
+                    "{} devices: {sick} of the GPU's {} were sick {LIMIT:?} after its XID",
+                    shape.devices(),
+                    shape.replicas
+                ));
                 break;
             }
         }
@@ -104,7 +111,7 @@ pub(crate) async fn streams(
     }
     let mut times = Vec::new();
     for position in 0..settings.gpus {
-        let (uuid, begin) = break_gpu(&rig, position);
+        let (uuid, begin) = break_gpu(&rig, position).await;
         let (reached, last) = reached(&mut arrivals, &uuid).await;
         if reached < STREAMS {
             figures.note(format!(

@@ -72,8 +72,12 @@ impl<'a> Table<'a> {
                 rows.push(row(figure, settings, all));
             }
         }
-        // Stable: within a group they stay in the order in which they were measured.
-        rows.sort_by_key(|row| row.group);
+        // What only a later plugin has goes to its kind; all else stays as it was
+        // measured.
+        let mut titles: Vec<_> = rows.iter().map(|row| row.title.clone()).collect();
+        titles.dedup();
+        let place = |row: &Row| titles.iter().position(|title| *title == row.title);
+        rows.sort_by_key(|row| (row.group, place(row)));
         let notes = all
             .iter()
             .zip(&settings.subjects)
@@ -280,6 +284,9 @@ fn cell(value: Option<Spread>) -> String {
 
 /// With three digits that mean something.
 fn number(value: f64) -> String {
+    if value != 0.0 && value.abs() < 0.001 {
+        return format!("{value:.1e}");
+    }
     let digits = match value.abs() {
         _ if value.fract() == 0.0 => 0,
         size if size >= 100.0 => 0,

@@ -4,6 +4,10 @@ use std::time::Duration;
 
 use super::groups::Group;
 
+/// So many times have a fastest and a percentile that say more than the median and
+/// the slowest.
+const FEW: usize = 10;
+
 /// One figure, measured once a round.
 #[derive(Debug)]
 pub(crate) struct Figure {
@@ -78,17 +82,18 @@ impl Section<'_> {
         }
     }
 
-    /// Times of what may have failed.
+    /// Times of what may have failed. Of a few only the median and the slowest.
     pub(crate) fn times(&mut self, what: &str, times: &[Option<Duration>]) {
         let sorted = sorted(times.iter().flatten().map(|time| time.as_secs_f64() * 1e3));
+        let many = times.len() >= FEW;
         let statistics = [
-            ("fastest", sorted.first().copied()),
-            ("median", median(&sorted)),
-            ("p99", permille(&sorted, 990)),
-            ("slowest", sorted.last().copied()),
+            ("fastest", sorted.first().copied(), many),
+            ("median", median(&sorted), true),
+            ("p99", permille(&sorted, 990), many),
+            ("slowest", sorted.last().copied(), true),
         ];
-        for (name, value) in statistics {
-            if let Some(value) = value {
+        for (name, value, wanted) in statistics {
+            if let Some(value) = value.filter(|_| wanted) {
                 self.put(format!("{what}{name}"), "ms", value);
             }
         }

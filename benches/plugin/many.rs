@@ -62,7 +62,7 @@ async fn list(
                 let uuid = rig.node.uuid(position);
                 let sick = sick(&rig.kubelet.devices(&rig.resource), &uuid);
                 figures.note(format!(
-                    "{} devices: {sick} of the GPU's {} were sick {LIMIT:?} after its XID",
+                    "{} devices: {LIMIT:?} after an XID {sick} of the GPU's {} are listed sick",
                     shape.devices(),
                     shape.replicas
                 ));
@@ -115,7 +115,7 @@ pub(crate) async fn streams(
         let (reached, last) = reached(&mut arrivals, &uuid).await;
         if reached < STREAMS {
             figures.note(format!(
-                "a list reached {reached} of {STREAMS} streams in {LIMIT:?}"
+                "{LIMIT:?} after an XID {reached} of {STREAMS} more streams have the list"
             ));
             times.push(None);
             break;

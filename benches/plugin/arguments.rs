@@ -1,13 +1,15 @@
 //! What to measure, and how often.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::Parser;
 use clap::error::ErrorKind;
+use clap::{Parser, ValueEnum};
 
 use super::command::Subject;
 use super::common::nvml::MAX_GPUS;
+use super::groups::Group;
 
 /// Measures this device plugin, and others beside it.
 ///
@@ -20,7 +22,12 @@ struct Arguments {
     #[arg(value_parser = Subject::parse)]
     plugins: Vec<Subject>,
 
-    /// How many GPUs the simulated node has
+    /// Measure these figures alone
+    #[arg(long, value_name = "GROUP", value_delimiter = ',')]
+    only: Vec<Group>,
+
+    /// How many GPUs the simulated node has, where a figure's name says no
+    /// other number
     #[arg(long, value_name = "N", default_value_t = 8)]
     #[arg(value_parser = clap::value_parser!(u8).range(1..=MAX_GPUS as i64))]
     gpus: u8,
@@ -56,17 +63,53 @@ pub(crate) struct Settings {
     pub(crate) subjects: Vec<Subject>,
     pub(crate) gpus: usize,
     pub(crate) rounds: usize,
-    /// Starts a round, beside the one whose life is measured.
-    pub(crate) starts: usize,
-    /// Calls of each method a round.
-    pub(crate) calls: usize,
-    /// Restarts of the kubelet a round.
-    pub(crate) restarts: usize,
-    /// How long the plugin is watched at rest.
-    pub(crate) rest: Duration,
+    pub(crate) groups: BTreeSet<Group>,
+    pub(crate) effort: Effort,
     pub(crate) json: Option<PathBuf>,
     pub(crate) bind_device_plugin_dir: bool,
 }
+
+/// How often, each round.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Effort {
+    pub(crate) starts: usize,
+    /// Of each method.
+    pub(crate) calls: usize,
+    /// Of GetPreferredAllocation, for each size, where the time is enough.
+    pub(crate) preferred: usize,
+    pub(crate) preferred_time: Duration,
+    /// In all rounds together.
+    pub(crate) restarts: usize,
+    /// Nodes all of whose GPUs have an XID.
+    pub(crate) xid_nodes: usize,
+    /// How long the plugin is watched at rest.
+    pub(crate) rest: Duration,
+    /// Starts with many devices.
+    pub(crate) lists: usize,
+}
+
+const FULL: Effort = Effort {
+    starts: 10,
+    calls: 5000,
+    preferred: 500,
+    preferred_time: Duration::from_secs(2),
+    restarts: 1000,
+    xid_nodes: 4,
+    rest: Duration::from_secs(60),
+    lists: 2,
+};
+const FULL_ROUNDS: usize = 3;
+
+const QUICK: Effort = Effort {
+    starts: 3,
+    calls: 300,
+    preferred: 50,
+    preferred_time: Duration::from_millis(200),
+    restarts: 10,
+    xid_nodes: 1,
+    rest: Duration::from_secs(5),
+    lists: 1,
+};
 
 /// What the arguments ask for.
 pub(crate) enum Parsed {
@@ -94,22 +137,24 @@ pub(crate) fn parse() -> Parsed {
 
 fn settings(arguments: Arguments) -> Settings {
     // Without --bench it is `cargo test --benches`: does it work at all?
-    let quick = arguments.quick || !arguments.bench;
-    let (rounds, starts, calls, restarts, rest) = if quick {
-        (1, 2, 300, 10, 1)
+    let (effort, rounds) = if arguments.quick || !arguments.bench {
+        (QUICK, 1)
     } else {
-        (3, 6, 5000, 100, 10)
+        (FULL, FULL_ROUNDS)
     };
     let mut subjects = vec![Subject::ours()];
     subjects.extend(arguments.plugins);
+    let groups = if arguments.only.is_empty() {
+        Group::value_variants().iter().copied().collect()
+    } else {
+        arguments.only.into_iter().collect()
+    };
     Settings {
         subjects,
         gpus: arguments.gpus.into(),
         rounds: arguments.rounds.map_or(rounds, usize::from),
-        starts,
-        calls,
-        restarts,
-        rest: Duration::from_secs(rest),
+        groups,
+        effort,
         json: arguments.json,
         bind_device_plugin_dir: arguments.bind_device_plugin_dir,
     }

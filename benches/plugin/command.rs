@@ -10,7 +10,10 @@ use super::common::nvml::SimulatedNode;
 const OURS: &str = "--device-plugin-dir={dir} --nvml-library={nvml} --driver-root={driver_root} \
                     --dev-root={dev_root} --dev-char-root={dev_root}/dev/char \
                     --sysfs-root={sys} --procfs-root={proc} --state-dir={state} \
-                    --http-listen=127.0.0.1:0";
+                    --kmsg={kmsg} --http-listen=127.0.0.1:0 --config-file={config}";
+
+/// In an argument that a run without a configuration file goes without.
+const CONFIG: &str = "{config}";
 
 /// A plugin to measure.
 #[derive(Debug, Clone)]
@@ -55,11 +58,26 @@ impl Subject {
         })
     }
 
+    /// Whether it can be given a configuration file.
+    pub(crate) fn takes_config(&self) -> bool {
+        self.arguments.iter().any(|word| word.contains(CONFIG))
+    }
+
     /// The command on this node.
-    pub(crate) fn command(&self, node: &SimulatedNode) -> Command {
+    pub(crate) fn command(&self, node: &SimulatedNode, config: Option<&Path>) -> Command {
         let fill = |text: &String| fill(text, node);
         let mut command = Command::new(fill(&self.program));
-        command.args(self.arguments.iter().map(fill));
+        for word in &self.arguments {
+            match config {
+                Some(config) => {
+                    command.arg(fill(word).replace(CONFIG, &config.to_string_lossy()));
+                }
+                None if word.contains(CONFIG) => {}
+                None => {
+                    command.arg(fill(word));
+                }
+            }
+        }
         let environment = self.environment.iter();
         command.envs(environment.map(|(name, value)| (name, fill(value))));
         command
@@ -82,6 +100,7 @@ fn fill(text: &str, node: &SimulatedNode) -> String {
         ("{driver_root}", node.driver_root()),
         ("{dev_root}", node.dev_root()),
         ("{state}", node.state_dir()),
+        ("{kmsg}", node.kmsg()),
         ("{sys}", node.sys()),
         ("{proc}", node.proc()),
     ];

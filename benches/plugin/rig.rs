@@ -12,14 +12,48 @@ use tokio::process::Command;
 
 use super::arguments::Settings;
 use super::command::Subject;
-use super::common::kubelet::{Event, KubeletPeer, Options, Record};
+use super::common::kubelet::{Event, KubeletPeer, Options};
 use super::common::nvml::SimulatedNode;
 use super::common::plugin::PluginProcess;
+use super::process::Memory;
+use super::raw::Caller;
 
 /// Where every kubelet has its plugins' sockets.
 const DEVICE_PLUGIN_DIR: &str = "/var/lib/kubelet/device-plugins";
 const START_LIMIT: Duration = Duration::from_secs(30);
 const END_LIMIT: Duration = Duration::from_secs(5);
+/// Nobody outside sees when a plugin listens to its events, or what it has still
+/// to do after its first list.
+const SETTLE: Duration = Duration::from_secs(1);
+
+/// What a node advertises.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Shape {
+    pub(crate) gpus: usize,
+    /// Of each GPU; 1 is one that is not shared.
+    pub(crate) replicas: usize,
+}
+
+impl Shape {
+    pub(crate) fn whole(gpus: usize) -> Self {
+        Self { gpus, replicas: 1 }
+    }
+
+    pub(crate) fn devices(self) -> usize {
+        self.gpus * self.replicas
+    }
+
+    /// In the format that NVIDIA's plugin reads too.
+    fn config(self) -> Option<String> {
+        (self.replicas > 1).then(|| {
+            format!(
+                "version: v1\nsharing:\n  timeSlicing:\n    resources:\n    \
+                 - name: nvidia.com/gpu\n      replicas: {}\n",
+                self.replicas
+            )
+        })
+    }
+}
 
 /// A registered plugin.
 pub(crate) struct Rig {
@@ -35,23 +69,26 @@ pub(crate) struct Rig {
 
 impl Rig {
     /// Lays out a node, starts the plugin on it, and waits for its first list.
-    pub(crate) async fn start(subject: &Subject, settings: &Settings) -> anyhow::Result<Self> {
-        let node = SimulatedNode::new(settings.gpus);
+    pub(crate) async fn start(
+        subject: &Subject,
+        settings: &Settings,
+        shape: Shape,
+    ) -> anyhow::Result<Self> {
+        let node = SimulatedNode::new(shape.gpus);
         let kubelet = KubeletPeer::new(node.device_plugin_dir(), Options::default());
         kubelet.start().await.context("start the kubelet")?;
-        let mut command = subject.command(&node);
+        let mut command = command(subject, &node, shape)?;
         if settings.bind_device_plugin_dir {
             bind_in_own_namespace(&mut command, kubelet.folder())?;
         }
         let begin = Instant::now();
         let process = PluginProcess::start(command).context("start the plugin")?;
-        let first = kubelet.wait_event("its first list", 0, START_LIMIT, is_list);
-        let first = match first.await {
-            Ok(first) => first,
-            Err(error) => anyhow::bail!("{error}\nthe plugin's log:\n{}", process.log()),
-        };
-        let Event::ListReceived { resource, .. } = first.event else {
-            anyhow::bail!("no list");
+        let first = next_list(&kubelet, 0, START_LIMIT, |_, devices| {
+            devices.len() == shape.devices()
+        });
+        let Some((at, resource)) = first.await else {
+            let (devices, log) = (shape.devices(), process.log());
+            anyhow::bail!("no list of {devices} devices in {START_LIMIT:?}\nits log:\n{log}");
         };
         Ok(Self {
             pid: process.pid().context("the plugin has ended")?,
@@ -59,24 +96,46 @@ impl Rig {
             kubelet,
             node,
             resource,
-            registered_after: first.at.duration_since(begin),
+            registered_after: at.duration_since(begin),
         })
     }
 
-    /// The next list since `mark` that is as wanted.
+    /// The same, and what a plugin does right after its first list is done.
+    pub(crate) async fn settled(
+        subject: &Subject,
+        settings: &Settings,
+        shape: Shape,
+    ) -> anyhow::Result<Self> {
+        let rig = Self::start(subject, settings, shape).await?;
+        tokio::time::sleep(SETTLE).await;
+        Ok(rig)
+    }
+
+    /// When the next list since `mark` came that is as wanted.
     pub(crate) async fn next_list(
         &self,
         mark: usize,
         within: Duration,
         wanted: impl Fn(&[Device]) -> bool,
-    ) -> Option<Record> {
-        let list = self
-            .kubelet
-            .wait_event("a list", mark, within, |event| match event {
-                Event::ListReceived { devices, .. } => wanted(devices),
-                _ => false,
-            });
-        list.await.ok()
+    ) -> Option<Instant> {
+        let wanted = |_: &str, devices: &[Device]| wanted(devices);
+        let list = next_list(&self.kubelet, mark, within, wanted);
+        list.await.map(|(at, _)| at)
+    }
+
+    /// A connection of its own.
+    pub(crate) async fn caller(&self) -> anyhow::Result<Caller> {
+        Ok(Caller::new(self.kubelet.channel(&self.resource).await?))
+    }
+
+    /// What the kubelet knows, sorted.
+    pub(crate) fn ids(&self) -> Vec<String> {
+        let devices = self.kubelet.devices(&self.resource).into_iter();
+        devices.map(|device| device.id).collect()
+    }
+
+    pub(crate) fn memory(&self) -> io::Result<Memory> {
+        Memory::of(self.pid)
     }
 
     /// Ends the plugin, by force if it must be.
@@ -88,8 +147,42 @@ impl Rig {
     }
 }
 
-fn is_list(event: &Event) -> bool {
-    matches!(event, Event::ListReceived { .. })
+fn command(subject: &Subject, node: &SimulatedNode, shape: Shape) -> anyhow::Result<Command> {
+    let Some(text) = shape.config() else {
+        return Ok(subject.command(node, None));
+    };
+    anyhow::ensure!(
+        subject.takes_config(),
+        "its command line has no {{config}}, which says how GPUs are shared"
+    );
+    let config = node.root().join("config.yaml");
+    std::fs::write(&config, text)?;
+    Ok(subject.command(node, Some(&config)))
+}
+
+/// Each list is looked at once: there may be thousands, of thousands of devices.
+async fn next_list(
+    kubelet: &KubeletPeer,
+    mark: usize,
+    within: Duration,
+    wanted: impl Fn(&str, &[Device]) -> bool,
+) -> Option<(Instant, String)> {
+    let mut seen = mark;
+    let list = kubelet.wait_for("a list", within * 2, |kubelet| {
+        let (new, found) = kubelet.look(seen, |records| {
+            let found = records.iter().find_map(|record| match &record.event {
+                Event::ListReceived {
+                    resource, devices, ..
+                } if wanted(resource, devices) => Some((record.at, resource.clone())),
+                _ => None,
+            });
+            (records.len(), found)
+        });
+        seen += new;
+        found
+    });
+    // By a limit of our own: the kubelet's error is all that it saw, as text.
+    tokio::time::timeout(within, list).await.ok()?.ok()
 }
 
 /// Has the command see `folder` where the kubelet's is, and nobody else.

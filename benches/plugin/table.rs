@@ -1,228 +1,298 @@
 //! The figures side by side.
 
-use std::fmt::Write;
-use std::time::Duration;
-
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::arguments::Settings;
-use super::figures::{Figures, median, microseconds, milliseconds, percentile};
-use super::life::{Answer, Life};
-use super::process::Memory;
+use super::figures::{Figure, Figures, median, sorted};
+use super::groups::Group;
+use super::targets::{self, Bound, Judged, TARGETS, Target};
 
-const NAME_WIDTH: usize = 46;
-const COLUMN_WIDTH: usize = 18;
+const NAME_WIDTH: usize = 52;
+const UNIT_WIDTH: usize = 8;
+const COLUMN_WIDTH: usize = 28;
+const RATIO_WIDTH: usize = 10;
 
-type Part<Whole, Number> = fn(Whole) -> Number;
+/// A figure over its rounds.
+#[derive(Debug, Clone, Copy)]
+struct Spread {
+    least: f64,
+    middle: f64,
+    most: f64,
+}
+
+impl Spread {
+    fn of(figure: &Figure) -> Option<Self> {
+        let rounds = sorted(figure.rounds.iter().copied());
+        Some(Self {
+            least: *rounds.first()?,
+            middle: median(&rounds)?,
+            most: *rounds.last()?,
+        })
+    }
+
+    fn judged(self, by: Judged) -> f64 {
+        match by {
+            Judged::Median => self.middle,
+            Judged::Worst => self.most,
+        }
+    }
+}
 
 /// One figure of every plugin.
-pub(crate) struct Row {
-    group: &'static str,
-    name: &'static str,
-    unit: &'static str,
-    values: Vec<Option<f64>>,
-    /// Out of how many, where the values are counts of successes.
-    of: Option<Vec<usize>>,
+struct Row {
+    group: Group,
+    title: String,
+    name: String,
+    unit: String,
+    values: Vec<Option<Spread>>,
+    rounds: Vec<Vec<f64>>,
+    verdict: Option<Verdict>,
 }
 
-/// All rows, from all plugins' figures.
-pub(crate) fn rows(settings: &Settings, all: &[Figures]) -> Vec<Row> {
-    let mut table = Table {
-        all,
-        group: "",
-        rows: Vec::new(),
-    };
-    table.times("start to registered", |f| f.starts.clone());
-    table.calls();
-    table.times("kubelet restart to registered", Figures::restarts);
-    table.times("XID 79 to Unhealthy at the kubelet", Figures::xids);
-    table.memory("memory at rest", |life| life.at_rest);
-    table.memory("memory after the load", |life| life.after_load);
-    table.group = "at rest";
-    table.row("threads", "", |f| {
-        f.of_lives(|life| life.at_rest.map(|m| m.threads as f64))
-    });
-    let tenfold = 10.0 / settings.rest.as_secs_f64();
-    table.row("processor time in 10 s", "ms", |f| {
-        f.of_lives(|life| {
-            life.rest
-                .map(|rest| rest.time.as_secs_f64() * 1e3 * tenfold)
-        })
-    });
-    table.row("ticks of 10 ms in the window", "", |f| {
-        f.of_lives(|life| life.rest.map(|rest| rest.ticks as f64))
-    });
-    table.rows
+/// What a target says of our figure.
+struct Verdict {
+    bound: String,
+    /// Nothing where there is nothing to compare with.
+    met: Option<bool>,
 }
 
-struct Table<'a> {
-    all: &'a [Figures],
-    group: &'static str,
+/// All that was measured, as a table and as JSON.
+pub(crate) struct Table<'a> {
+    settings: &'a Settings,
     rows: Vec<Row>,
+    notes: Vec<String>,
 }
 
-impl Table<'_> {
-    fn row(
-        &mut self,
-        name: &'static str,
-        unit: &'static str,
-        value: impl Fn(&Figures) -> Option<f64>,
-    ) {
-        self.rows.push(Row {
-            group: self.group,
-            name,
-            unit,
-            values: self.all.iter().map(value).collect(),
-            of: None,
-        });
-    }
-
-    /// Times that may have been missed.
-    fn times(&mut self, group: &'static str, times: impl Fn(&Figures) -> Vec<Option<Duration>>) {
-        self.group = group;
-        let sorted = |figures: &Figures| milliseconds(&times(figures));
-        self.row("median", "ms", |f| median(sorted(f)));
-        self.row("p99", "ms", |f| percentile(&sorted(f), 99));
-        self.row("slowest", "ms", |f| sorted(f).last().copied());
-        self.row("succeeded", "", |f| Some(sorted(f).len() as f64));
-        let of = self.all.iter().map(|f| times(f).len()).collect();
-        if let Some(row) = self.rows.last_mut() {
-            row.of = Some(of);
+impl<'a> Table<'a> {
+    pub(crate) fn new(settings: &'a Settings, all: &[Figures]) -> Self {
+        let mut rows: Vec<Row> = Vec::new();
+        for figure in all.iter().flat_map(|figures| &figures.all) {
+            let is_there = |row: &Row| row.group == figure.group && row.name == figure.name;
+            if !rows.iter().any(is_there) {
+                rows.push(row(figure, settings, all));
+            }
         }
-    }
-
-    fn calls(&mut self) {
-        let options = |life: &Life, percent| microseconds(&life.options, percent);
-        let allocate = |life: &Life, percent| microseconds(&life.allocate, percent);
-        self.group = "calls";
-        for (name, percent) in [
-            ("GetDevicePluginOptions p50", 50),
-            ("GetDevicePluginOptions p99", 99),
-        ] {
-            self.row(name, "us", |f| f.of_lives(|life| options(life, percent)));
-        }
-        for (name, percent) in [("Allocate p50", 50), ("Allocate p99", 99)] {
-            self.row(name, "us", |f| f.of_lives(|life| allocate(life, percent)));
-        }
-        self.row("Allocate / GetDevicePluginOptions, p50", "", |f| {
-            f.of_lives(|life| Some(allocate(life, 50)? / options(life, 50)?))
-        });
-        let parts: [(_, _, Part<Answer, usize>); 4] = [
-            ("Allocate's answer: device nodes", "", |a| a.devices),
-            ("Allocate's answer: mounts", "", |a| a.mounts),
-            ("Allocate's answer: variables", "", |a| a.variables),
-            ("Allocate's answer: size", "B", |a| a.bytes),
-        ];
-        for (name, unit, part) in parts {
-            self.row(name, unit, |f| {
-                f.of_lives(|life| life.answer.map(|answer| part(answer) as f64))
-            });
-        }
-    }
-
-    fn memory(&mut self, group: &'static str, when: fn(&Life) -> Option<Memory>) {
-        self.group = group;
-        let parts: [(_, Part<Memory, u64>); 6] = [
-            ("resident (VmRSS)", |m| m.resident),
-            ("of it anonymous (RssAnon)", |m| m.anonymous),
-            ("of it files (RssFile)", |m| m.file),
-            ("of it NVML's library", |m| m.nvml),
-            ("resident without NVML's library", |m| {
-                m.resident.saturating_sub(m.nvml)
-            }),
-            ("proportional (Pss)", |m| m.proportional),
-        ];
-        for (name, part) in parts {
-            self.row(name, "MiB", |f| f.mebibytes(when, part));
-        }
-    }
-}
-
-/// The table for people; with two plugins it has their ratio.
-pub(crate) fn text(settings: &Settings, rows: &[Row]) -> String {
-    let mut text = String::new();
-    let mut line = |cells: &[String]| {
-        let (name, columns) = cells.split_first()?;
-        let columns: String = columns
+        // What only a later plugin has goes to its kind; all else stays as it was
+        // measured.
+        let mut titles: Vec<_> = rows.iter().map(|row| row.title.clone()).collect();
+        titles.dedup();
+        let place = |row: &Row| titles.iter().position(|title| *title == row.title);
+        rows.sort_by_key(|row| (row.group, place(row)));
+        let notes = all
             .iter()
-            .map(|cell| format!("{cell:>COLUMN_WIDTH$}"))
-            .collect();
-        let line = format!("{name:<NAME_WIDTH$}{columns}");
-        // Writing to a string cannot fail.
-        writeln!(text, "{}", line.trim_end()).ok()
-    };
-    let names: Vec<_> = settings.subjects.iter().map(|s| s.name.clone()).collect();
-    let mut head = vec![format!(
-        "{} GPUs, {} rounds",
-        settings.gpus, settings.rounds
-    )];
-    head.extend(names.clone());
-    if names.len() == 2 {
-        head.push("first / second".to_owned());
-    }
-    line(&head);
-    let mut group = "";
-    for row in rows {
-        if row.group != group {
-            group = row.group;
-            line(&[String::new()]);
-            line(&[group.to_owned()]);
+            .zip(&settings.subjects)
+            .flat_map(|(of, subject)| {
+                let notes = of.notes.iter();
+                notes.map(|note| format!("{}: {note}", subject.name))
+            });
+        let notes = notes.chain(without_figure(settings, &rows)).collect();
+        Self {
+            settings,
+            rows,
+            notes,
         }
-        let mut cells = vec![format!("  {}", row.name)];
-        cells.extend((0..names.len()).map(|column| row.cell(column)));
-        cells.extend(row.ratio());
-        line(&cells);
     }
-    text
+
+    /// For people; with other plugins it has our ratio to the first of them.
+    pub(crate) fn text(&self) -> String {
+        let subjects = &self.settings.subjects;
+        let mut head = vec![
+            format!("{} rounds", self.settings.rounds),
+            "unit".to_owned(),
+        ];
+        head.extend(subjects.iter().map(|subject| subject.name.clone()));
+        let ratio = subjects.len() > 1;
+        head.extend(ratio.then(|| "1st / 2nd".to_owned()));
+        head.push("target".to_owned());
+        let mut text = line(&head, ratio);
+        let mut title = "";
+        for row in &self.rows {
+            if row.title != title {
+                title = &row.title;
+                text += &format!("\n{title}\n");
+            }
+            text += &line(&row.cells(ratio), ratio);
+        }
+        if !self.notes.is_empty() {
+            text += "\nnotes\n";
+        }
+        for note in &self.notes {
+            text += &format!("  {note}\n");
+        }
+        text
+    }
+
+    /// For programs.
+    pub(crate) fn json(&self, machine: &str) -> serde_json::Result<String> {
+        let subjects = &self.settings.subjects;
+        let names: Vec<_> = subjects.iter().map(|subject| &subject.name).collect();
+        let rows: Vec<_> = self.rows.iter().map(|row| row.json(&names)).collect();
+        serde_json::to_string_pretty(&json!({
+            "machine": machine,
+            "gpus": self.settings.gpus,
+            "rounds": self.settings.rounds,
+            "plugins": names,
+            "figures": rows,
+            "notes": self.notes,
+        }))
+    }
+}
+
+fn row(figure: &Figure, settings: &Settings, all: &[Figures]) -> Row {
+    let of_all: Vec<_> = all
+        .iter()
+        .map(|figures| figures.get(figure.group, &figure.name))
+        .collect();
+    let values: Vec<_> = of_all.iter().map(|of| of.and_then(Spread::of)).collect();
+    let verdict = target_of(settings, figure.group, &figure.name)
+        .map(|target| verdict(target, &values, settings));
+    Row {
+        group: figure.group,
+        title: figure.title.clone(),
+        name: figure.name.clone(),
+        unit: figure.unit.clone(),
+        rounds: of_all
+            .iter()
+            .map(|of| of.map_or_else(Vec::new, |of| of.rounds.clone()))
+            .collect(),
+        values,
+        verdict,
+    }
+}
+
+fn target_of(settings: &Settings, group: Group, name: &str) -> Option<&'static Target> {
+    let mut targets = TARGETS.iter().filter(|_| settings.gpus == targets::GPUS);
+    targets.find(|target| target.group == group && target.name == name)
+}
+
+fn verdict(target: &Target, values: &[Option<Spread>], settings: &Settings) -> Verdict {
+    let value = |column: usize| values.get(column).copied().flatten();
+    let ours = value(0).map(|spread| spread.judged(target.judged));
+    match target.bound {
+        Bound::AtMost(most) => Verdict {
+            bound: format!("<= {}", number(most)),
+            met: ours.map(|ours| ours <= most),
+        },
+        Bound::OfOther(part) => {
+            let other = value(1).map(|spread| spread.judged(target.judged));
+            let other = ours.zip(other);
+            let name = settings.subjects.get(1).map_or("another", |s| &s.name);
+            Verdict {
+                bound: format!("<= {part} x {name}"),
+                met: other.map(|(ours, other)| ours <= part * other),
+            }
+        }
+    }
+}
+
+/// Targets that were to be judged, and nothing was measured of.
+fn without_figure(settings: &Settings, rows: &[Row]) -> Vec<String> {
+    let judged = |target: &Target| {
+        let mut rows = rows.iter().filter(|row| row.group == target.group);
+        rows.any(|row| row.name == target.name && row.values.first().is_some_and(Option::is_some))
+    };
+    let mut missing = Vec::new();
+    for target in &TARGETS {
+        let wanted = settings.groups.contains(&target.group) && settings.gpus == targets::GPUS;
+        if wanted && !judged(target) {
+            missing.push(format!("no figure for the target of {:?}", target.name));
+        }
+    }
+    missing
 }
 
 impl Row {
-    fn cell(&self, column: usize) -> String {
-        let value = self.values.get(column).copied().flatten();
-        let Some(value) = value else {
-            return "-".to_owned();
-        };
-        if let Some(of) = self.of.as_ref().and_then(|of| of.get(column)) {
-            return format!("{value} of {of}");
+    fn cells(&self, ratio: bool) -> Vec<String> {
+        let mut cells = vec![format!("  {}", self.name), self.unit.clone()];
+        cells.extend(self.values.iter().map(|value| cell(*value)));
+        if ratio {
+            cells.push(self.ratio().unwrap_or_default());
         }
-        let number = if value.fract() == 0.0 || value >= 1000.0 {
-            format!("{value:.0}")
-        } else {
-            format!("{value:.2}")
-        };
-        format!("{number} {}", self.unit).trim_end().to_owned()
+        let verdict = self.verdict.as_ref();
+        cells.push(
+            verdict.map_or_else(String::new, |verdict| match verdict.met {
+                Some(true) => format!("{}  met", verdict.bound),
+                Some(false) => format!("{}  MISSED", verdict.bound),
+                None => verdict.bound.clone(),
+            }),
+        );
+        cells
     }
 
     fn ratio(&self) -> Option<String> {
-        match self.values[..] {
-            [Some(first), Some(second)] if second > 0.0 && self.of.is_none() => {
-                Some(format!("{:.2}", first / second))
-            }
-            _ => None,
-        }
+        let (first, second) = (self.values.first()?, self.values.get(1)?);
+        let (first, second) = ((*first)?.middle, (*second)?.middle);
+        // Counts of what succeeded are not to be compared.
+        let compares = second > 0.0 && !self.unit.starts_with("of ");
+        compares.then(|| number(first / second))
+    }
+
+    fn json(&self, names: &[&String]) -> Value {
+        let values = names.iter().enumerate().map(|(column, name)| {
+            let spread = self.values.get(column).copied().flatten();
+            let value = spread.map(|spread| {
+                json!({
+                    "median": spread.middle,
+                    "least": spread.least,
+                    "most": spread.most,
+                    "rounds": self.rounds.get(column),
+                })
+            });
+            ((*name).clone(), value.unwrap_or_default())
+        });
+        let target = self.verdict.as_ref();
+        json!({
+            "group": self.group.name(),
+            "title": self.title,
+            "figure": self.name,
+            "unit": self.unit,
+            "values": values.collect::<serde_json::Map<_, _>>(),
+            "target": target.map(|target| json!({ "bound": target.bound, "met": target.met })),
+        })
     }
 }
 
-/// The same for programs: plugin, group, figure.
-pub(crate) fn json(settings: &Settings, rows: &[Row]) -> serde_json::Result<String> {
-    let mut plugins = Map::new();
-    for (column, subject) in settings.subjects.iter().enumerate() {
-        let mut groups: Map<String, Value> = Map::new();
-        for row in rows {
-            let value = row.values.get(column).copied().flatten();
-            let of = row.of.as_ref().and_then(|of| of.get(column));
-            let figure = json!({ "value": value, "unit": row.unit, "of": of });
-            let group = groups
-                .entry(row.group)
-                .or_insert_with(|| Value::Object(Map::new()));
-            group[row.name] = figure;
-        }
-        plugins.insert(subject.name.clone(), Value::Object(groups));
+/// Name, unit, the plugins' columns, the ratio where there is one, the target.
+fn line(cells: &[String], ratio: bool) -> String {
+    let target = cells.len() - 1;
+    let cell = |(column, cell): (usize, &String)| match column {
+        0 => format!("{cell:<NAME_WIDTH$}"),
+        1 => format!("{cell:<UNIT_WIDTH$}"),
+        _ if column == target => format!("  {cell}"),
+        _ if ratio && column + 1 == target => format!("{cell:>RATIO_WIDTH$}"),
+        _ => format!("{cell:>COLUMN_WIDTH$}"),
+    };
+    let line: String = cells.iter().enumerate().map(cell).collect();
+    format!("{}\n", line.trim_end())
+}
+
+/// The median over the rounds, and the least and the most where they differ.
+fn cell(value: Option<Spread>) -> String {
+    let Some(Spread {
+        least,
+        middle,
+        most,
+    }) = value
+    else {
+        return "-".to_owned();
+    };
+    if least == most {
+        return number(middle);
     }
-    let all = json!({
-        "gpus": settings.gpus,
-        "rounds": settings.rounds,
-        "plugins": plugins,
-    });
-    serde_json::to_string_pretty(&all)
+    format!("{} [{}..{}]", number(middle), number(least), number(most))
+}
+
+/// With three digits that mean something.
+fn number(value: f64) -> String {
+    if value != 0.0 && value.abs() < 0.001 {
+        return format!("{value:.1e}");
+    }
+    let digits = match value.abs() {
+        _ if value.fract() == 0.0 => 0,
+        size if size >= 100.0 => 0,
+        size if size >= 10.0 => 1,
+        size if size >= 1.0 => 2,
+        _ => 3,
+    };
+    format!("{value:.digits$}")
 }

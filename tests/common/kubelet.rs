@@ -289,6 +289,11 @@ impl KubeletPeer {
         self.shared.journal.records()
     }
 
+    /// Lets `look` see what happened since `mark`, without a copy of it.
+    pub fn look<T>(&self, mark: usize, look: impl FnOnce(&[Record]) -> T) -> T {
+        self.shared.journal.look(mark, look)
+    }
+
     /// A place in the log, for [`wait_event`](Self::wait_event).
     pub fn mark(&self) -> usize {
         self.shared.journal.len()

@@ -200,6 +200,10 @@ impl Journal {
         lock(&self.records).clone()
     }
 
+    pub(super) fn look<T>(&self, mark: usize, look: impl FnOnce(&[Record]) -> T) -> T {
+        look(lock(&self.records).get(mark..).unwrap_or_default())
+    }
+
     pub(super) fn find(&self, mark: usize, take: impl Fn(&Event) -> bool) -> Option<Record> {
         lock(&self.records)
             .iter()

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -177,6 +178,14 @@ pub struct DeviceNode {
     pub container: PathBuf,
 }
 
+impl Deref for Device {
+    type Target = Unit;
+
+    fn deref(&self) -> &Unit {
+        &self.unit
+    }
+}
+
 impl Device {
     /// The number of the replica that it is, where its GPU or MIG device is shared.
     #[must_use]
@@ -209,6 +218,13 @@ pub(crate) fn text(path: &Path) -> String {
 pub struct Device {
     /// As the kubelet knows it.
     pub id: DeviceId,
+    /// What it is, or is a share of: of thousands of replicas there is one.
+    pub unit: Arc<Unit>,
+}
+
+/// A GPU or MIG device that a device of a resource stands for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unit {
     /// The GPU behind it; absent for a MIG device that was never seen.
     pub uuid: Option<GpuUuid>,
     /// What is known of the GPU; absent where it could never be read whole.

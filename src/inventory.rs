@@ -11,7 +11,7 @@ use std::time::Duration;
 use crate::choice::Chooser;
 use crate::config::{AllocationOptions, Config, HealthOptions, HostFolder, ImexChannel};
 use crate::device::{
-    Common, Device, DeviceId, DeviceNode, DeviceSnapshot, Health, Snapshots, UnhealthyReason,
+    Common, Device, DeviceId, DeviceNode, DeviceSnapshot, Health, Snapshots, UnhealthyReason, Unit,
 };
 use crate::driver::cdi;
 use crate::driver::extras::{self, Extras};
@@ -403,11 +403,9 @@ impl Inventory {
         let amiss = node.amiss(&common);
         let resources = self.advertised.resources().iter();
         let snapshots = resources.map(|(resource, slots)| {
-            let devices = slots.iter();
-            let devices = devices.map(|(id, slot)| self.device(node, amiss.as_ref(), id, slot));
             let snapshot = DeviceSnapshot {
                 complete: true,
-                devices: devices.collect(),
+                devices: self.units(node, amiss.as_ref(), slots),
                 common: common.clone(),
                 chooser: self.chooser.clone(),
             };
@@ -416,13 +414,28 @@ impl Inventory {
         snapshots.collect()
     }
 
-    fn device(
+    /// Replicas of a unit follow each other, and share it.
+    fn units(
         &self,
         node: &Node,
         amiss: Option<&UnhealthyReason>,
-        id: &DeviceId,
-        slot: &Slot,
-    ) -> Device {
+        slots: &BTreeMap<DeviceId, Slot>,
+    ) -> Vec<Device> {
+        let mut last: Option<(&Slot, Arc<Unit>)> = None;
+        let devices = slots.iter().map(|(id, slot)| {
+            let same = last.take().filter(|(last, _)| *last == slot);
+            let unit = match same {
+                Some((_, unit)) => unit,
+                None => Arc::new(self.unit(node, amiss, slot)),
+            };
+            last = Some((slot, unit.clone()));
+            let id = id.clone();
+            Device { id, unit }
+        });
+        devices.collect()
+    }
+
+    fn unit(&self, node: &Node, amiss: Option<&UnhealthyReason>, slot: &Slot) -> Unit {
         let uuid = slot.part.gpu();
         let gpu = uuid.and_then(|uuid| self.gpus.get(uuid)?.gpu.as_ref());
         let mig = match &slot.part {
@@ -442,8 +455,7 @@ impl Inventory {
             Some(_) => withdrawn.or(sick),
         };
         let reason = own.or_else(|| amiss.cloned()).or_else(unfit);
-        Device {
-            id: id.clone(),
+        Unit {
             uuid: uuid.cloned(),
             gpu: gpu.cloned(),
             mig,

@@ -1,14 +1,14 @@
 //! Which devices the kubelet had better take: GetPreferredAllocation's answer.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use crate::api::v1beta1::{
     ContainerPreferredAllocationRequest, ContainerPreferredAllocationResponse,
     PreferredAllocationRequest, PreferredAllocationResponse,
 };
 use crate::choice::shared::{self, Load};
-use crate::device::{Device, DeviceSnapshot, Health};
-use crate::gpu::GpuUuid;
+use crate::device::{Device, DeviceSnapshot, Health, Unit};
 
 /// One answer for each container request, in their order. There is one for every
 /// request: the kubelet rejects a pod for an error (Kubernetes'
@@ -155,14 +155,15 @@ fn groups<'a>(
 fn position<'a>(
     snapshot: &DeviceSnapshot,
     device: &'a Device,
-    last: &mut Option<(&'a GpuUuid, Option<usize>)>,
+    last: &mut Option<(&'a Arc<Unit>, Option<usize>)>,
 ) -> Option<usize> {
-    let uuid = device.uuid.as_ref()?;
-    if let Some((_, position)) = last.as_ref().filter(|(last, _)| *last == uuid) {
+    let same = |(unit, _): &&(&Arc<Unit>, _)| Arc::ptr_eq(unit, &device.unit);
+    if let Some((_, position)) = last.as_ref().filter(same) {
         return *position;
     }
-    let position = snapshot.chooser.position(uuid);
-    *last = Some((uuid, position));
+    let position = device.uuid.as_ref();
+    let position = position.and_then(|uuid| snapshot.chooser.position(uuid));
+    *last = Some((&device.unit, position));
     position
 }
 

@@ -152,16 +152,16 @@ async fn send_lists(
     lists: mpsc::Sender<Result<ListAndWatchResponse, Status>>,
 ) {
     let send_all = async {
-        let mut last = None;
+        let mut last: Option<Arc<DeviceSnapshot>> = None;
         loop {
-            let list = response::list(&devices.borrow_and_update());
+            let now = devices.borrow_and_update().clone();
             // Each list makes the kubelet write its checkpoint: only news.
-            if last.as_ref() != Some(&list) {
-                if lists.send(Ok(list.clone())).await.is_err() {
-                    return;
-                }
-                last = Some(list);
+            let news = |last: &Arc<DeviceSnapshot>| !response::same_list(last, &now);
+            if last.as_ref().is_none_or(news) && lists.send(Ok(response::list(&now))).await.is_err()
+            {
+                return;
             }
+            last = Some(now);
             if devices.changed().await.is_err() {
                 return;
             }

@@ -7,7 +7,7 @@ use super::*;
 use crate::choice::Chooser;
 use crate::choice::shared::Policy;
 use crate::config::AllocationOptions;
-use crate::device::{Common, DeviceId, UnhealthyReason};
+use crate::device::{Common, DeviceId, UnhealthyReason, Unit};
 use crate::gpu::topology::{PcieLevel, Place, Topology};
 
 fn uuid(gpu: usize) -> String {
@@ -40,12 +40,19 @@ fn chooser(gpus: usize) -> Arc<Chooser> {
 fn device(gpu: usize, replica: Option<u32>) -> Device {
     Device {
         id: DeviceId::new(&uuid(gpu), replica),
-        uuid: Some(uuid(gpu).as_str().into()),
-        gpu: None,
-        mig: None,
-        health: Health::Healthy,
-        nodes: Vec::new(),
+        unit: Arc::new(Unit {
+            uuid: Some(uuid(gpu).as_str().into()),
+            gpu: None,
+            mig: None,
+            health: Health::Healthy,
+            nodes: Vec::new(),
+        }),
     }
+}
+
+fn fall_sick(device: &mut Device) {
+    let reason = UnhealthyReason::NoMigMinor;
+    Arc::make_mut(&mut device.unit).health = Health::Unhealthy(reason);
 }
 
 fn snapshot(gpus: usize, replicas: u32, policy: Policy) -> DeviceSnapshot {
@@ -123,7 +130,7 @@ fn a_gpu_that_nobody_knows_comes_last() {
     assert_eq!(ask(&node, &two, &[], 2), ["GPU-0", "GPU-1"]);
     assert_eq!(ask(&DeviceSnapshot::default(), &two, &[], 1), ["GPU-0"]);
     // One that fell ill since the kubelet asked, too.
-    node.devices[0].health = Health::Unhealthy(UnhealthyReason::NoMigMinor);
+    fall_sick(&mut node.devices[0]);
     assert_eq!(ask(&node, &["GPU-0", "GPU-1"], &[], 1), ["GPU-1"]);
 }
 
@@ -160,7 +167,7 @@ proptest! {
         let mut node = snapshot(4, replicas, policy);
         let known = node.devices.len();
         for sick in sick.into_iter().filter(|sick| *sick < known) {
-            node.devices[sick].health = Health::Unhealthy(UnhealthyReason::NoMigMinor);
+            fall_sick(&mut node.devices[sick]);
         }
         // Some that the node does not have.
         let id = |at: usize| node.devices.get(at).map_or(format!("x{at}"), |d| d.id.to_string());

@@ -133,7 +133,7 @@ where
             return;
         }
         let shared = self.shared.clone();
-        let thread = thread::Builder::new().name("gpu-calls".into());
+        let thread = thread::Builder::new().name("calls".into());
         if thread.spawn(move || shared.work()).is_ok() {
             state.threads += 1;
         }

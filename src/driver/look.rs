@@ -11,6 +11,7 @@ use super::elf::{ElfError, ElfFile};
 use super::files::{DriverFile, DriverFiles, FileKind, FromImage, Missing};
 use super::layout::{self, Architecture};
 use super::left_out::{LeftOut, Reason};
+use super::root::Resolver;
 use super::names::{LibraryName, names};
 use super::search::Place;
 
@@ -40,6 +41,7 @@ struct Refused {
 
 pub(super) struct Look<'a> {
     place: &'a Place,
+    resolver: Resolver<'a>,
     architecture: Architecture,
     version: &'a str,
     found: Vec<Found>,
@@ -54,6 +56,7 @@ impl<'a> Look<'a> {
     pub(super) fn new(place: &'a Place, architecture: Architecture, version: &'a str) -> Self {
         Self {
             place,
+            resolver: Resolver::new(&place.root),
             architecture,
             version,
             found: Vec::new(),
@@ -110,7 +113,7 @@ impl<'a> Look<'a> {
     /// Takes in the file that `path` leads to, or notes why not. The file's own
     /// name counts, not the link's: a link is what goes stale.
     fn consider(&mut self, item: &'static Item, path: &Path) {
-        let real = match self.place.root.resolve(path) {
+        let real = match self.resolver.resolve(path) {
             Ok(real) => real,
             Err(error) => return self.unresolved(item, path, &error),
         };
@@ -206,7 +209,7 @@ impl<'a> Look<'a> {
                 if library.is_none_or(|library| !NEUTRAL.contains(&library.stem)) {
                     continue;
                 }
-                let Ok(real) = place.root.resolve(&folder.join(name)) else {
+                let Ok(real) = self.resolver.resolve(&folder.join(name)) else {
                     continue;
                 };
                 // NVIDIA's installer links libGLX_indirect to a library of its own.
@@ -224,7 +227,7 @@ impl<'a> Look<'a> {
         for item in ITEMS.iter().filter(|item| item.sort == Sort::Program) {
             for folder in &folders {
                 let path = folder.join(item.name);
-                match self.place.root.resolve(&path) {
+                match self.resolver.resolve(&path) {
                     Ok(real) => self.program(item, &real),
                     Err(error) => self.unresolved(item, &path, &error),
                 }
@@ -240,10 +243,10 @@ impl<'a> Look<'a> {
             Ok(needed) => return self.take(item, item.name.into(), real, needed),
             Err(reason) => reason,
         };
-        let root = &self.place.root;
+        let here = self.place.root.here();
         let unpatched = match &reason {
             Reason::Interpreter(_) => layout::unpatched(real)
-                .and_then(|path| root.resolve(path.strip_prefix(root.here()).ok()?).ok()),
+                .and_then(|path| self.resolver.resolve(path.strip_prefix(here).ok()?).ok()),
             _ => None,
         };
         self.refuse(item, real, reason);
@@ -282,7 +285,7 @@ impl<'a> Look<'a> {
             };
             for folder in own.into_iter().flatten().chain(usual) {
                 for path in names.iter().map(|name| folder.join(name)) {
-                    match self.place.root.resolve(&path) {
+                    match self.resolver.resolve(&path) {
                         Ok(real) if real.is_file() => self.fixed_file(item, &real),
                         Ok(_) => {}
                         Err(error) => self.unresolved(item, &path, &error),
@@ -337,7 +340,7 @@ impl<'a> Look<'a> {
         for folder in layout::firmware_folders(self.libcuda.as_deref(), self.version) {
             for name in names(&self.place.root, &folder) {
                 let is_gsp = name.starts_with("gsp") && name.ends_with(".bin");
-                let real = self.place.root.resolve(&folder.join(&name));
+                let real = self.resolver.resolve(&folder.join(&name));
                 if let Ok(real) = real
                     && is_gsp
                     && self.seen.insert((FIRMWARE.name, real.clone()))
@@ -374,7 +377,7 @@ impl<'a> Look<'a> {
     /// A path that leads nowhere. Most are just not there.
     fn unresolved(&mut self, item: &Item, path: &Path, error: &io::Error) {
         let here = self.place.root.here().join(path);
-        let parent = path.parent().and_then(|p| self.place.root.resolve(p).ok());
+        let parent = path.parent().and_then(|p| self.resolver.resolve(p).ok());
         let link = parent
             .zip(path.file_name())
             .map_or(here, |(p, name)| p.join(name));

@@ -1,5 +1,7 @@
 //! A folder tree of the host, and the way through it.
 
+use std::cell::RefCell;
+use std::collections::HashMap;
 use std::ffi::OsString;
 use std::fmt;
 use std::fs;
@@ -64,6 +66,42 @@ impl DriverRoot {
     /// What the system says of the first step that cannot be taken, such as a
     /// dangling link, and an error of its own after 40 links.
     pub fn resolve(&self, path: &Path) -> io::Result<PathBuf> {
+        Resolver::new(self).resolve(path)
+    }
+}
+
+/// Follows many paths through a tree that stays as it is meanwhile: what lies on
+/// several ways is looked at once.
+pub struct Resolver<'a> {
+    root: &'a DriverRoot,
+    /// What is at each path below the root, or the system's error.
+    seen: RefCell<HashMap<PathBuf, Result<Kind, i32>>>,
+}
+
+/// What a step of a path leads to.
+#[derive(Clone)]
+enum Kind {
+    Folder,
+    Link(PathBuf),
+    Other,
+}
+
+impl<'a> Resolver<'a> {
+    /// One that has seen nothing of `root` yet.
+    #[must_use]
+    pub fn new(root: &'a DriverRoot) -> Self {
+        Self {
+            root,
+            seen: RefCell::default(),
+        }
+    }
+
+    /// [`DriverRoot::resolve`], with what was seen before.
+    ///
+    /// # Errors
+    ///
+    /// The same.
+    pub fn resolve(&self, path: &Path) -> io::Result<PathBuf> {
         let mut pending = steps(path);
         let mut real = PathBuf::new();
         let mut links = 0;
@@ -73,26 +111,47 @@ impl DriverRoot {
                 continue;
             }
             let next = real.join(&step);
-            let seen = self.here.join(&next);
-            let kind = fs::symlink_metadata(&seen)?.file_type();
-            if kind.is_symlink() {
-                links += 1;
-                if links > MAX_LINKS {
-                    return Err(io::Error::other("too many links, or a loop of them"));
+            match self.look(&next)? {
+                Kind::Link(target) => {
+                    links += 1;
+                    if links > MAX_LINKS {
+                        return Err(io::Error::other("too many links, or a loop of them"));
+                    }
+                    if target.is_absolute() {
+                        real.clear();
+                    }
+                    pending.extend(steps(&target));
                 }
-                let target = fs::read_link(&seen)?;
-                if target.is_absolute() {
-                    real.clear();
-                }
-                pending.extend(steps(&target));
-            } else if kind.is_dir() || pending.is_empty() {
-                real = next;
-            } else {
-                return Err(io::ErrorKind::NotADirectory.into());
+                Kind::Folder => real = next,
+                Kind::Other if pending.is_empty() => real = next,
+                Kind::Other => return Err(io::ErrorKind::NotADirectory.into()),
             }
         }
-        Ok(below(&self.here, &real))
+        Ok(below(&self.root.here, &real))
     }
+
+    fn look(&self, path: &Path) -> io::Result<Kind> {
+        let known = self.seen.borrow().get(path).cloned();
+        let looked = known.unwrap_or_else(|| {
+            let looked = kind(&self.root.here.join(path));
+            // An error of the system's has a number.
+            let looked = looked.map_err(|error| error.raw_os_error().unwrap_or_default());
+            self.seen.borrow_mut().insert(path.into(), looked.clone());
+            looked
+        });
+        looked.map_err(io::Error::from_raw_os_error)
+    }
+}
+
+fn kind(path: &Path) -> io::Result<Kind> {
+    let kind = fs::symlink_metadata(path)?.file_type();
+    Ok(if kind.is_symlink() {
+        Kind::Link(fs::read_link(path)?)
+    } else if kind.is_dir() {
+        Kind::Folder
+    } else {
+        Kind::Other
+    })
 }
 
 impl fmt::Display for DriverRoot {
@@ -176,6 +235,20 @@ mod tests {
         let real = resolved(&root, "usr/lib/x86_64-linux-gnu/libcuda.so.1").unwrap();
         let expected = "/usr/lib/x86_64-linux-gnu/nvidia/current/libcuda.so.550.163.01";
         assert_eq!(real, Path::new(expected));
+    }
+
+    #[test]
+    fn what_was_seen_is_not_looked_at_again() {
+        let (_outer, root) = tree();
+        fs::create_dir_all(root.here().join("usr/lib")).unwrap();
+        let resolver = Resolver::new(&root);
+        let missing = resolver.resolve(Path::new("usr/lib/a")).unwrap_err();
+        assert_eq!(missing.kind(), io::ErrorKind::NotFound);
+        fs::write(root.here().join("usr/lib/a"), "").unwrap();
+        let still = resolver.resolve(Path::new("usr/lib/a")).unwrap_err();
+        assert_eq!(still.to_string(), missing.to_string());
+        assert!(resolver.resolve(Path::new("usr/lib")).is_ok());
+        assert!(Resolver::new(&root).resolve(Path::new("usr/lib/a")).is_ok());
     }
 
     #[test]

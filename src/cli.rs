@@ -30,7 +30,7 @@ pub enum Output {
 }
 
 /// What the process is to do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Command {
     /// Serve the kubelet.
     Serve,
@@ -44,8 +44,26 @@ pub enum Command {
         /// In which form.
         output: Output,
     },
+    /// Print how the GPUs are linked.
+    Topology {
+        /// In which form.
+        output: Output,
+        /// Which request to suggest GPUs for.
+        suggest: Option<Suggest>,
+    },
     /// Take away what was left on the node.
     Uninstall,
+}
+
+/// A request for whole GPUs, as the kubelet could make it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Suggest {
+    /// How many.
+    pub size: usize,
+    /// Those that are free, by index or UUID; none named: all.
+    pub available: Vec<String>,
+    /// Those that must be among them.
+    pub must_include: Vec<String>,
 }
 
 /// Everything that was said on the command line, in the environment and in the

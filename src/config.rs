@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use self::sharing::Sharing;
+use crate::choice::shared::Policy;
 use crate::driver::DriverRoot;
 use crate::driver::capabilities::Capabilities;
 use crate::driver::nodes::DevRoot;
@@ -197,6 +198,7 @@ impl Default for AllocationOptions {
             cdi_annotation_prefix: "cdi.k8s.io/".into(),
             extras: BTreeSet::new(),
             imex: ImexChannel::Off,
+            shared_devices: Policy::Distributed,
         }
     }
 }
@@ -237,6 +239,8 @@ pub struct AllocationOptions {
     pub extras: BTreeSet<Extra>,
     /// IMEX channel 0.
     pub imex: ImexChannel,
+    /// Which of the devices that share GPUs the kubelet is told to take.
+    pub shared_devices: Policy,
 }
 
 impl AllocationOptions {
@@ -555,11 +559,12 @@ impl fmt::Display for AllocationOptions {
         write!(
             f,
             "--device-list-strategy={} --device-id-strategy={} --pass-device-specs={} \
-             --cdi-annotation-prefix={}",
+             --cdi-annotation-prefix={} --shared-devices-allocation-policy={}",
             strategies.join(","),
             self.device_ids.name(),
             self.pass_device_specs,
             self.cdi_annotation_prefix,
+            self.shared_devices.name(),
         )?;
         for extra in &self.extras {
             write!(f, " --{}-enabled", extra.name())?;

@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::{Serialize, Serializer};
 
+use crate::choice::Chooser;
 use crate::config::{AllocationOptions, HostFolder};
 use crate::driver::DriverMount;
 use crate::driver::extras::Extras;
@@ -176,6 +178,14 @@ pub struct DeviceNode {
     pub container: PathBuf,
 }
 
+impl Deref for Device {
+    type Target = Unit;
+
+    fn deref(&self) -> &Unit {
+        &self.unit
+    }
+}
+
 impl Device {
     /// The number of the replica that it is, where its GPU or MIG device is shared.
     #[must_use]
@@ -208,6 +218,13 @@ pub(crate) fn text(path: &Path) -> String {
 pub struct Device {
     /// As the kubelet knows it.
     pub id: DeviceId,
+    /// What it is, or is a share of: of thousands of replicas there is one.
+    pub unit: Arc<Unit>,
+}
+
+/// A GPU or MIG device that a device of a resource stands for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unit {
     /// The GPU behind it; absent for a MIG device that was never seen.
     pub uuid: Option<GpuUuid>,
     /// What is known of the GPU; absent where it could never be read whole.
@@ -265,6 +282,8 @@ pub struct DeviceSnapshot {
     pub devices: Vec<Device>,
     /// The same for each device.
     pub common: Common,
+    /// Chooses among their GPUs.
+    pub chooser: Arc<Chooser>,
 }
 
 /// The devices of every resource at one moment.

@@ -5,9 +5,11 @@
 pub mod calls;
 mod error;
 pub mod events;
+mod links;
 mod mig;
 pub mod nvml;
 mod raw;
+pub mod topology;
 mod vitals;
 
 use std::collections::BTreeMap;
@@ -16,6 +18,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+pub(crate) use self::nvml::sysfs_device;
+use self::topology::{Place, Topology};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// A GPU's UUID as NVML prints it: `GPU-` and five groups of hexadecimal digits.
@@ -335,6 +339,8 @@ pub trait GpuLibrary: Send + Sync + 'static {
     /// Asks a GPU how it is, with calls that reach the device: the library
     /// answers UUID and name from memory, for a lost GPU too.
     fn probe(&self, uuid: &GpuUuid) -> Result<Vitals, LibraryError>;
+    /// How GPUs are linked. What is not told is absent from the answer.
+    fn topology(&self, gpus: Vec<Place>) -> Topology;
     /// Subscribes to the critical XIDs of `gpus`. A GPU that has no events is
     /// left out; an error means that no GPU could be subscribed to.
     fn events(self: Arc<Self>, gpus: &[GpuUuid]) -> Result<Box<dyn EventSource>, LibraryError>;

@@ -8,14 +8,16 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::choice::Chooser;
 use crate::config::{AllocationOptions, Config, HealthOptions, HostFolder, ImexChannel};
 use crate::device::{
-    Common, Device, DeviceId, DeviceNode, DeviceSnapshot, Health, Snapshots, UnhealthyReason,
+    Common, Device, DeviceId, DeviceNode, DeviceSnapshot, Health, Snapshots, UnhealthyReason, Unit,
 };
 use crate::driver::cdi;
 use crate::driver::extras::{self, Extras};
 use crate::driver::nodes::{DevRoot, Faults, Instance, MigMinors, Needed};
 use crate::driver::supply::Supply;
+use crate::gpu::topology::{Place, Topology};
 use crate::gpu::{Gpu, GpuUuid, MigDevice, Reading};
 use crate::health::kmsg::PciAddress;
 use crate::health::reducer::{GpuHealth, Kept, Signal};
@@ -46,6 +48,7 @@ pub struct Inventory {
     /// What an earlier process left of GPUs that were not seen yet. One that was
     /// taken out of the node is never seen again, and is not listed.
     kept: BTreeMap<GpuUuid, Kept>,
+    chooser: Arc<Chooser>,
 }
 
 /// What of the node, beside its GPUs, decides what a container gets.
@@ -154,6 +157,7 @@ impl Inventory {
             advertised: Advertised::new(rules),
             options,
             kept,
+            chooser: Arc::default(),
         }
     }
 
@@ -230,6 +234,27 @@ impl Inventory {
             entry.health.apply(now, &signal, &self.options);
         }
         self.advertise();
+    }
+
+    /// Where the GPUs are that could be read, those that are gone left out.
+    pub fn places(&self) -> Vec<Place> {
+        let found = self.gpus.values().filter(|entry| entry.health.is_found());
+        let mut places: Vec<_> = found
+            .filter_map(|entry| entry.gpu.as_ref())
+            .map(Place::of)
+            .collect();
+        places.sort_by_key(|place| place.index);
+        places
+    }
+
+    /// How its GPUs are linked, as far as is known.
+    pub fn topology(&self) -> &Topology {
+        self.chooser.topology()
+    }
+
+    /// From now on devices are chosen so.
+    pub fn choose_by(&mut self, chooser: Arc<Chooser>) {
+        self.chooser = chooser;
     }
 
     /// Draws the conclusion for the resources.
@@ -378,25 +403,39 @@ impl Inventory {
         let amiss = node.amiss(&common);
         let resources = self.advertised.resources().iter();
         let snapshots = resources.map(|(resource, slots)| {
-            let devices = slots.iter();
-            let devices = devices.map(|(id, slot)| self.device(node, amiss.as_ref(), id, slot));
             let snapshot = DeviceSnapshot {
                 complete: true,
-                devices: devices.collect(),
+                devices: self.units(node, amiss.as_ref(), slots),
                 common: common.clone(),
+                chooser: self.chooser.clone(),
             };
             (resource.clone(), snapshot)
         });
         snapshots.collect()
     }
 
-    fn device(
+    /// Replicas of a unit follow each other, and share it.
+    fn units(
         &self,
         node: &Node,
         amiss: Option<&UnhealthyReason>,
-        id: &DeviceId,
-        slot: &Slot,
-    ) -> Device {
+        slots: &BTreeMap<DeviceId, Slot>,
+    ) -> Vec<Device> {
+        let mut last: Option<(&Slot, Arc<Unit>)> = None;
+        let devices = slots.iter().map(|(id, slot)| {
+            let same = last.take().filter(|(last, _)| *last == slot);
+            let unit = match same {
+                Some((_, unit)) => unit,
+                None => Arc::new(self.unit(node, amiss, slot)),
+            };
+            last = Some((slot, unit.clone()));
+            let id = id.clone();
+            Device { id, unit }
+        });
+        devices.collect()
+    }
+
+    fn unit(&self, node: &Node, amiss: Option<&UnhealthyReason>, slot: &Slot) -> Unit {
         let uuid = slot.part.gpu();
         let gpu = uuid.and_then(|uuid| self.gpus.get(uuid)?.gpu.as_ref());
         let mig = match &slot.part {
@@ -416,8 +455,7 @@ impl Inventory {
             Some(_) => withdrawn.or(sick),
         };
         let reason = own.or_else(|| amiss.cloned()).or_else(unfit);
-        Device {
-            id: id.clone(),
+        Unit {
             uuid: uuid.cloned(),
             gpu: gpu.cloned(),
             mig,

@@ -9,6 +9,7 @@
 pub mod allocate;
 pub mod api;
 pub mod app;
+pub mod choice;
 pub mod cli;
 pub mod cluster;
 pub mod config;

@@ -39,7 +39,7 @@ fn main() -> ExitCode {
     {
         eprintln!("warning: without effect in the configuration file: {idle}");
     }
-    match invocation.command {
+    match invocation.command.clone() {
         Command::Devices { output } => {
             let print = || report::print(config, output);
             finish(print().map(|()| ExitCode::SUCCESS), |error| {
@@ -49,6 +49,12 @@ fn main() -> ExitCode {
         Command::Driver { output } => {
             let works = report::driver::print(config, output);
             finish(works.map(code), |error| eprintln!("error: {error:#}"))
+        }
+        Command::Topology { output, suggest } => {
+            let print = || report::topology::print(config, output, suggest.as_ref());
+            finish(print().map(|()| ExitCode::SUCCESS), |error| {
+                eprintln!("error: {error:#}");
+            })
         }
         Command::Uninstall => code(uninstall::print(config)),
         Command::Serve => {
@@ -83,15 +89,14 @@ fn serve(given: Given, invocation: Invocation) -> anyhow::Result<ExitCode> {
     code
 }
 
-/// Few threads: the kubelet asks little, and a second worker keeps the probes
-/// answered should a file system block the first. Those for calls into the
-/// driver outlive the time between two polls: making one costs more than a call.
+/// One thread for all that waits: what blocks (calls into the driver, volumes,
+/// files that are written) has threads of its own, and a second one here would only
+/// have the two wake each other.
 fn runtime() -> std::io::Result<Runtime> {
-    Builder::new_multi_thread()
-        .worker_threads(2)
-        .thread_name("worker")
+    Builder::new_current_thread()
+        .thread_name("blocking")
         .max_blocking_threads(64)
-        .thread_keep_alive(Duration::from_secs(30))
+        .thread_keep_alive(Duration::from_secs(1))
         .enable_all()
         .build()
 }

@@ -1,6 +1,7 @@
 //! The commands that print: here `devices`, what would be advertised and answered.
 
 pub mod driver;
+pub mod topology;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -12,6 +13,7 @@ use anyhow::{Context, bail};
 use serde::Serialize;
 
 use crate::allocate::response;
+use crate::allocate::ways::Prepared;
 use crate::api::v1beta1::{AllocateRequest, ContainerAllocateRequest, ContainerAllocateResponse};
 use crate::cli::Output;
 use crate::config::Config;
@@ -43,16 +45,16 @@ pub fn print(config: &Config, output: Output) -> anyhow::Result<()> {
 }
 
 /// Runs `read` on a thread of its own: a driver that hangs is reported too.
-fn within(
+fn within<T: Send + 'static>(
     deadline: Duration,
     config: &Config,
-    read: fn(&Config) -> anyhow::Result<Report>,
-) -> anyhow::Result<Report> {
+    read: fn(&Config) -> anyhow::Result<T>,
+) -> anyhow::Result<T> {
     let (sender, answer) = mpsc::channel();
     let config = config.clone();
     thread::spawn(move || sender.send(read(&config)));
     match answer.recv_timeout(deadline) {
-        Ok(report) => report,
+        Ok(answer) => answer,
         Err(_) => bail!("the driver hangs: NVML did not answer within {deadline:?}"),
     }
 }
@@ -201,7 +203,7 @@ fn device_report(
     let request = AllocateRequest {
         container_requests: vec![request],
     };
-    let answer = response::allocate(snapshot, &request, false);
+    let answer = response::allocate(snapshot, &Prepared::of(&snapshot.common), &request, false);
     let refused = answer.as_ref().err().map(ToString::to_string);
     let reason = device.health.reason().map(ToString::to_string);
     let sickness = match device.health.reason() {
@@ -342,11 +344,14 @@ fn product(gpu: &Gpu, mig: Option<&MigDevice>) -> String {
     }
 }
 
-fn write_rows<const N: usize>(text: &mut String, rows: &[[String; N]]) -> std::fmt::Result {
-    let width = |column: usize| rows.iter().map(|row| row[column].len()).max().unwrap_or(0);
+fn write_rows<Row: AsRef<[String]>>(text: &mut String, rows: &[Row]) -> std::fmt::Result {
+    let width = |column: usize| {
+        let cells = rows.iter().filter_map(|row| row.as_ref().get(column));
+        cells.map(String::len).max().unwrap_or(0)
+    };
     for row in rows {
         let mut line = String::new();
-        for (column, cell) in row.iter().enumerate() {
+        for (column, cell) in row.as_ref().iter().enumerate() {
             write!(line, "{cell:<width$}  ", width = width(column))?;
         }
         writeln!(text, "{}", line.trim_end())?;

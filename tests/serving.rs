@@ -160,25 +160,28 @@ async fn scenario_27_a_slow_enumeration_gives_no_list_rather_than_half_a_list() 
 }
 
 #[tokio::test]
-async fn scenario_31_and_40_preferences_are_not_offered_and_no_container_waits_for_a_start_call() {
+async fn scenario_31_and_40_preferences_are_offered_and_no_container_waits_for_a_start_call() {
     let running = Running::start(2).await;
     let mut client = running.client().await;
     let options = client.get_device_plugin_options(Empty {}).await.unwrap();
     let options = options.into_inner();
     assert!(!options.pre_start_required);
-    assert!(!options.get_preferred_allocation_available);
+    assert!(options.get_preferred_allocation_available);
     let pod = running.kubelet.allocate(RESOURCE, 1).await.unwrap();
     running.kubelet.restart_container(&pod.pod).await.unwrap();
-    let asked = running.kubelet.events().into_iter().any(|record| {
-        matches!(
-            record.event,
-            Event::PreferredCalled { .. } | Event::PreStartCalled { .. }
-        )
-    });
-    assert!(!asked);
+    let events: Vec<_> = running.kubelet.events().into_iter().collect();
+    let asked = |is: fn(&Event) -> bool| events.iter().any(|record| is(&record.event));
+    assert!(asked(|event| matches!(
+        event,
+        Event::PreferredCalled { size: 1, .. }
+    )));
+    assert!(!asked(|event| matches!(
+        event,
+        Event::PreStartCalled { .. }
+    )));
 
-    // A kubelet that asks all the same is not given an error: it rejects the
-    // pod for one.
+    // What cannot be met is not answered with an error: the kubelet rejects the pod
+    // for one.
     let impossible = ContainerPreferredAllocationRequest {
         available_device_i_ds: vec![running.node.uuid(0)],
         must_include_device_i_ds: vec![running.node.uuid(1)],
@@ -187,7 +190,11 @@ async fn scenario_31_and_40_preferences_are_not_offered_and_no_container_waits_f
     let request = PreferredAllocationRequest {
         container_requests: vec![impossible],
     };
-    client.get_preferred_allocation(request).await.unwrap();
+    let answer = client.get_preferred_allocation(request).await.unwrap();
+    let answer = answer.into_inner().container_responses;
+    let all = [0, 1].map(|position| running.node.uuid(position));
+    assert_eq!(answer.len(), 1);
+    assert_eq!(answer[0].device_i_ds, all);
     let request = PreStartContainerRequest {
         devices_ids: vec![running.node.uuid(0)],
     };

@@ -12,7 +12,7 @@ use crate::api::v1beta1::{
 };
 use crate::device::{Common, Device, DeviceSnapshot, UnhealthyReason};
 
-use super::ways;
+use super::ways::{self, Prepared};
 
 /// Why devices are not given.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -72,13 +72,14 @@ impl AllocateError {
 /// See [`AllocateError`]; no part of the request is answered then.
 pub fn allocate(
     snapshot: &DeviceSnapshot,
+    prepared: &Prepared,
     request: &AllocateRequest,
     files_exist: bool,
 ) -> Result<AllocateResponse, AllocateError> {
     let container_responses = request
         .container_requests
         .iter()
-        .map(|container| allocate_container(snapshot, container, files_exist))
+        .map(|container| allocate_container(snapshot, prepared, container, files_exist))
         .collect::<Result<_, _>>()?;
     Ok(AllocateResponse {
         container_responses,
@@ -87,6 +88,7 @@ pub fn allocate(
 
 fn allocate_container(
     snapshot: &DeviceSnapshot,
+    prepared: &Prepared,
     request: &ContainerAllocateRequest,
     files_exist: bool,
 ) -> Result<ContainerAllocateResponse, AllocateError> {
@@ -106,7 +108,7 @@ fn allocate_container(
     if !files_exist {
         all_exist(&snapshot.common, &devices)?;
     }
-    Ok(ways::answer(&snapshot.common, &devices))
+    Ok(ways::answer(&snapshot.common, prepared, &devices))
 }
 
 fn usable<'a>(snapshot: &'a DeviceSnapshot, id: &str) -> Result<&'a Device, AllocateError> {
@@ -142,20 +144,28 @@ fn all_exist(common: &Common, devices: &[&Device]) -> Result<(), AllocateError> 
     }
 }
 
+/// Whether two snapshots are the same list.
+pub fn same_list(one: &DeviceSnapshot, other: &DeviceSnapshot) -> bool {
+    let shown = |device: &Device| (device.health.as_str(), numa_node(device));
+    let mut pairs = one.devices.iter().zip(&other.devices);
+    one.devices.len() == other.devices.len()
+        && pairs.all(|(one, other)| one.id == other.id && shown(one) == shown(other))
+}
+
+fn numa_node(device: &Device) -> Option<u32> {
+    device.gpu.as_ref()?.numa_node
+}
+
 /// The whole list of a resource's devices, sorted by ID.
 pub fn list(snapshot: &DeviceSnapshot) -> ListAndWatchResponse {
     let devices = snapshot.devices.iter().map(|device| v1beta1::Device {
         id: device.id.to_string(),
         health: device.health.as_str().into(),
-        topology: device
-            .gpu
-            .as_ref()
-            .and_then(|gpu| gpu.numa_node)
-            .map(|node| TopologyInfo {
-                nodes: vec![NumaNode {
-                    id: i64::from(node),
-                }],
-            }),
+        topology: numa_node(device).map(|node| TopologyInfo {
+            nodes: vec![NumaNode {
+                id: i64::from(node),
+            }],
+        }),
     });
     ListAndWatchResponse {
         devices: devices.collect(),

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use super::ways::Prepared;
 use crate::device::DeviceSnapshot;
 
 /// A folder that changed less than this before it was looked at may change again
@@ -97,28 +98,40 @@ impl Seen {
     }
 }
 
-type Last = Option<(Arc<DeviceSnapshot>, Seen)>;
+/// What was made ready for a snapshot's answers.
+#[derive(Debug)]
+struct Ready {
+    snapshot: Arc<DeviceSnapshot>,
+    prepared: Arc<Prepared>,
+    seen: Seen,
+}
 
-/// The files of the snapshot that was last answered from. Cheap to clone; all
-/// clones are one.
+/// The files of the snapshot that was last answered from, and what its answers have
+/// in common. Cheap to clone; all clones are one.
 #[derive(Clone, Debug, Default)]
-pub struct LastSeen(Arc<Mutex<Last>>);
+pub struct LastSeen(Arc<Mutex<Option<Ready>>>);
 
 impl LastSeen {
-    /// Whether every file that an answer from `snapshot` could name exists for
-    /// certain. False says nothing.
-    pub fn exist(&self, snapshot: &Arc<DeviceSnapshot>) -> bool {
+    /// What answers from `snapshot` have in common; and whether every file that one
+    /// could name exists for certain. False says nothing.
+    pub fn ready(&self, snapshot: &Arc<DeviceSnapshot>) -> (Arc<Prepared>, bool) {
         let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((of, seen)) = &*last
-            && Arc::ptr_eq(of, snapshot)
-            && seen.still_there()
-        {
-            return true;
+        let same = last
+            .take()
+            .filter(|last| Arc::ptr_eq(&last.snapshot, snapshot));
+        let mut ready = same.unwrap_or_else(|| Ready {
+            snapshot: snapshot.clone(),
+            prepared: Arc::new(Prepared::of(&snapshot.common)),
+            seen: Seen::default(),
+        });
+        let mut exist = ready.seen.still_there();
+        if !exist {
+            ready.seen = Seen::look(snapshot.files());
+            exist = ready.seen.folders.is_some();
         }
-        let seen = Seen::look(snapshot.files());
-        let all = seen.folders.is_some();
-        *last = Some((snapshot.clone(), seen));
-        all
+        let prepared = ready.prepared.clone();
+        *last = Some(ready);
+        (prepared, exist)
     }
 }
 

@@ -25,15 +25,37 @@ const ANNOTATION: &str = "gpu-device-plugin_";
 /// The length of that name.
 pub(crate) const ANNOTATION_NAME: usize = ANNOTATION.len() + 16;
 
+/// What is the same in all answers from one snapshot, as it stands in them.
+#[derive(Clone, Debug, Default)]
+pub struct Prepared {
+    mounts: Vec<Mount>,
+    nodes: Vec<DeviceSpec>,
+}
+
+impl Prepared {
+    /// Puts it into the words of an answer.
+    #[must_use]
+    pub fn of(common: &Common) -> Self {
+        Self {
+            mounts: common.all_mounts().map(mount).collect(),
+            nodes: common.all_nodes().map(device_spec).collect(),
+        }
+    }
+}
+
 /// The answer about these devices, which are sorted by ID. The same devices
 /// give the same answer. Several replicas of one are given once.
-pub(super) fn answer(common: &Common, devices: &[&Device]) -> ContainerAllocateResponse {
+pub(super) fn answer(
+    common: &Common,
+    prepared: &Prepared,
+    devices: &[&Device],
+) -> ContainerAllocateResponse {
     let options = &common.allocation;
     let names = || names(devices, options.device_ids);
     let mut answer = ContainerAllocateResponse::default();
     for strategy in &options.strategies {
         match strategy {
-            DeviceListStrategy::Mounts => answer.mounts.extend(common.all_mounts().map(mount)),
+            DeviceListStrategy::Mounts => answer.mounts.extend_from_slice(&prepared.mounts),
             DeviceListStrategy::Envvar => by_variables(&mut answer, common, &names()),
             DeviceListStrategy::VolumeMounts => by_volumes(&mut answer, common, &names()),
             DeviceListStrategy::CdiAnnotations => {
@@ -49,8 +71,8 @@ pub(super) fn answer(common: &Common, devices: &[&Device]) -> ContainerAllocateR
     }
     if options.answers_nodes() {
         let own = devices.iter().flat_map(|device| &device.nodes);
-        let nodes = own.chain(common.all_nodes());
-        answer.devices = each_once(nodes).map(device_spec).collect();
+        answer.devices = each_once(own).map(device_spec).collect();
+        answer.devices.extend_from_slice(&prepared.nodes);
     }
     answer
 }
@@ -75,7 +97,7 @@ fn each_once<'a>(
     nodes: impl Iterator<Item = &'a DeviceNode>,
 ) -> impl Iterator<Item = &'a DeviceNode> {
     let mut seen = BTreeSet::new();
-    nodes.filter(move |node| seen.insert(&node.container))
+    nodes.filter(move |node| seen.insert(node.container.as_os_str()))
 }
 
 fn qualified(names: &[String]) -> Vec<String> {

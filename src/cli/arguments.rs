@@ -123,6 +123,17 @@ pub(super) struct Arguments {
     #[arg(default_missing_value = "true")]
     pass_device_specs: String,
 
+    /// Which devices that share GPUs (replicas, MIG devices) the kubelet is told to
+    /// take: distributed, packed or different-gpus
+    #[arg(
+        long,
+        global = true,
+        env = "SHARED_DEVICES_ALLOCATION_POLICY",
+        value_name = "POLICY"
+    )]
+    #[arg(default_value = "distributed")]
+    shared_devices_allocation_policy: String,
+
     /// What the key of a CDI annotation begins with
     #[arg(
         long,
@@ -343,6 +354,33 @@ pub(super) enum Commands {
         )]
         output: String,
     },
+    /// Print how the GPUs are linked, and which of them a pod had better get
+    ///
+    /// The matrix is that of nvidia-smi topo -m. What is suggested is what
+    /// GetPreferredAllocation prefers, with its score and that of the next best.
+    ///
+    /// Exit codes: 0 printed, 1 no driver to ask or no such GPUs, 64 bad arguments.
+    Topology {
+        /// Form of the output: table or json
+        #[arg(
+            long,
+            short,
+            env = "TOPOLOGY_OUTPUT",
+            value_name = "FORM",
+            default_value = "table"
+        )]
+        output: String,
+        /// Suggest so many GPUs for a pod
+        #[arg(long, value_name = "N")]
+        suggest: Option<String>,
+        /// Of these, by index or UUID, separated by commas: those that are free
+        /// [default: all]
+        #[arg(long, value_name = "LIST")]
+        available: Option<String>,
+        /// With these among them
+        #[arg(long, value_name = "LIST")]
+        must_include: Option<String>,
+    },
     /// Take away what the plugin left on this node: driver volumes that nothing
     /// uses, CDI specs, links in /dev/char, sockets and state
     ///
@@ -412,7 +450,7 @@ fn take_out(arguments: &mut Vec<OsString>, wrong: &str) -> bool {
     let removed = arguments.remove(place);
     let takes_next = wrong.starts_with('-') && !removed.to_string_lossy().contains('=');
     let is_command = |next: &OsString| {
-        let mut commands = ["devices", "driver", "uninstall"].iter();
+        let mut commands = ["devices", "driver", "topology", "uninstall"].iter();
         commands.any(|command| next == command)
     };
     let is_value = |next: &OsString| !next.to_string_lossy().starts_with('-') && !is_command(next);

@@ -13,7 +13,8 @@ use super::values::{
     driver_root_paths, imex_channels, interval, node_name, number, resource_name, with_links, word,
     words,
 };
-use super::{Command, Invocation, Output, UsageErrors};
+use super::{Command, Invocation, Output, Suggest, UsageErrors};
+use crate::choice::shared::Policy;
 use crate::config::file::{self, Settings};
 use crate::config::{
     AllocationOptions, ClusterOptions, Config, DeviceIdStrategy, DeviceListStrategy, DriverOptions,
@@ -108,9 +109,53 @@ impl<'a> Values<'a> {
             Some(Commands::Driver { output }) => Command::Driver {
                 output: self.output(&output)?,
             },
+            Some(Commands::Topology {
+                output,
+                suggest,
+                available,
+                must_include,
+            }) => Command::Topology {
+                suggest: self.suggest(suggest, available, must_include),
+                output: self.output(&output)?,
+            },
             Some(Commands::Uninstall) => Command::Uninstall,
         };
         Some(command)
+    }
+
+    fn suggest(
+        &mut self,
+        size: Option<String>,
+        available: Option<String>,
+        must_include: Option<String>,
+    ) -> Option<Suggest> {
+        let Some(size) = size else {
+            for (flag, list) in [("available", available), ("must-include", must_include)] {
+                if list.is_some() {
+                    let fault = format!("--{flag}: needs --suggest N");
+                    self.errors.0.push(fault);
+                }
+            }
+            return None;
+        };
+        let Some(number) = size.parse().ok().filter(|number| *number > 0) else {
+            let fault = format!("--suggest: {size:?} is no number of GPUs");
+            self.errors.0.push(fault);
+            return None;
+        };
+        let names = |list: Option<String>| -> Vec<_> {
+            let list = list.unwrap_or_default();
+            let names = list
+                .split(',')
+                .map(str::trim)
+                .filter(|name| !name.is_empty());
+            names.map(str::to_owned).collect()
+        };
+        Some(Suggest {
+            size: number,
+            available: names(available),
+            must_include: names(must_include),
+        })
     }
 
     fn output(&mut self, text: &str) -> Option<Output> {
@@ -213,6 +258,9 @@ impl<'a> Values<'a> {
         });
         let pass_device_specs = self.checked("pass_device_specs", boolean);
         let prefix = self.checked("cdi_annotation_prefix", annotation_prefix);
+        let shared_devices = self.checked("shared_devices_allocation_policy", |text| {
+            word(text, &Policy::ALL, Policy::name)
+        });
         let extras = [
             ("gds_enabled", Extra::Gds),
             ("gdrcopy_enabled", Extra::Gdrcopy),
@@ -238,6 +286,7 @@ impl<'a> Values<'a> {
             cdi_annotation_prefix: prefix?,
             extras: extras?.into_iter().flatten().collect(),
             imex,
+            shared_devices: shared_devices?,
         })
     }
 

@@ -233,11 +233,11 @@ impl From<&DriverMount> for SpecMount {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::sync::Arc;
     use std::time::Duration;
 
-    use crate::device::UnhealthyReason;
-    use crate::device::{Common, DeviceId, DeviceSnapshot};
+    use super::*;
+    use crate::device::{Common, DeviceId, DeviceSnapshot, UnhealthyReason, Unit};
     use crate::gpu::{Gpu, GpuUuid};
     use crate::health::cause::Cause;
     use crate::health::class::Class;
@@ -258,22 +258,24 @@ mod tests {
         let path = format!("/dev/nvidia{index}");
         Device {
             id: DeviceId::from(&uuid),
-            uuid: Some(uuid.clone()),
-            mig: None,
-            gpu: Some(Gpu {
-                uuid,
-                index,
-                minor_number: index,
-                pci_bus_id: "00000000:3B:00.0".into(),
-                numa_node: None,
-                memory_bytes: None,
-                compute_capability: None,
-                product_name: "NVIDIA H200".into(),
-                mig_enabled: false,
-                mig_devices: Vec::new(),
+            unit: Arc::new(Unit {
+                uuid: Some(uuid.clone()),
+                mig: None,
+                gpu: Some(Gpu {
+                    uuid,
+                    index,
+                    minor_number: index,
+                    pci_bus_id: "00000000:3B:00.0".into(),
+                    numa_node: None,
+                    memory_bytes: None,
+                    compute_capability: None,
+                    product_name: "NVIDIA H200".into(),
+                    mig_enabled: false,
+                    mig_devices: Vec::new(),
+                }),
+                health,
+                nodes: vec![node(&path, &path)],
             }),
-            health,
-            nodes: vec![node(&path, &path)],
         }
     }
 
@@ -300,6 +302,7 @@ mod tests {
                 mounts: vec![mount],
                 ..Common::default()
             },
+            ..DeviceSnapshot::default()
         };
         [(RESOURCE.to_owned(), snapshot)].into()
     }
@@ -357,7 +360,8 @@ mod tests {
         assert_eq!(names(&Spec::of(&one).unwrap()), ["GPU-a", "0"]);
         assert_eq!(Spec::of(&snapshot(Vec::new())), None);
         let mut unknown = one.clone();
-        only(&mut unknown).devices[0].nodes.clear();
+        let first = &mut only(&mut unknown).devices[0];
+        Arc::make_mut(&mut first.unit).nodes.clear();
         assert_eq!(Spec::of(&unknown), None);
         let mut no_driver = one;
         only(&mut no_driver).common.mounts.clear();

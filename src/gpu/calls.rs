@@ -5,25 +5,31 @@
 //! behind; no second call is made under the same key until the first returns,
 //! which bounds the threads that can be lost.
 //!
-//! Few calls are out at a time, as a thread costs more than most calls; one
-//! that is slow holds up no other.
+//! One thread makes all calls, one after the other, as a thread costs more than
+//! most calls. One that is slow is left with its call, and another thread goes on
+//! with the rest. Answers are handed over when no call is left or a moment has
+//! passed, and not one by one: each would wake the task that takes them.
 
 use std::collections::{HashMap, VecDeque};
 use std::future::pending;
 use std::hash::Hash;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::time::Duration;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
 
-use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep_until};
+use tokio::sync::Notify;
+use tokio::time::sleep_until;
 
 /// A library call that has not come back by then is taken to hang.
 pub const DEADLINE: Duration = Duration::from_secs(10);
 
-/// So many calls are out at a time, not counting those that are slow.
-const LANES: usize = 2;
 /// A call that has not come back by then is slow.
 const SLOW: Duration = Duration::from_millis(100);
+/// Answers wait no longer than this for others to join them.
+const TOGETHER: Duration = Duration::from_millis(5);
+/// A thread without a call ends after this.
+const IDLE: Duration = Duration::from_secs(30);
 
 /// What became of a call.
 #[derive(Debug)]
@@ -36,19 +42,49 @@ pub enum Outcome<K, T> {
     Panicked(K),
 }
 
-struct Running {
-    started: Instant,
+type Call<T> = Box<dyn FnOnce() -> T + Send>;
+
+/// A call that is out.
+#[derive(Default)]
+struct Out {
+    /// None while it waits for its turn.
+    started: Option<Instant>,
+    /// Its thread makes no other call any more, unless it is needed.
     slow: bool,
     overdue: bool,
 }
 
-type Call<T> = Box<dyn FnOnce() -> T + Send>;
+struct State<K, T> {
+    waiting: VecDeque<(K, Call<T>)>,
+    out: HashMap<K, Out>,
+    /// None: it panicked.
+    returned: VecDeque<(K, Option<T>)>,
+    /// Since when the first of them waits to be taken.
+    returned_since: Option<Instant>,
+    /// Threads that are idle or with a call that is not slow.
+    threads: usize,
+    /// Nobody wants an answer any more.
+    closed: bool,
+}
+
+struct Shared<K, T> {
+    state: Mutex<State<K, T>>,
+    /// There is a call to make, or none will come.
+    work: Condvar,
+    /// There are answers.
+    answers: Notify,
+}
+
+impl<K, T> Shared<K, T> {
+    fn lock(&self) -> MutexGuard<'_, State<K, T>> {
+        // No code of others runs under the lock.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 /// The calls that are out, by key.
 pub struct Calls<K, T> {
-    tasks: JoinSet<(K, Option<T>)>,
-    running: HashMap<K, Running>,
-    waiting: VecDeque<(K, Call<T>)>,
+    shared: Arc<Shared<K, T>>,
     deadline: Duration,
 }
 
@@ -59,10 +95,20 @@ where
 {
     /// No calls yet; each will have `deadline`.
     pub fn new(deadline: Duration) -> Self {
-        Self {
-            tasks: JoinSet::new(),
-            running: HashMap::new(),
+        let state = State {
             waiting: VecDeque::new(),
+            out: HashMap::new(),
+            returned: VecDeque::new(),
+            returned_since: None,
+            threads: 0,
+            closed: false,
+        };
+        Self {
+            shared: Arc::new(Shared {
+                state: Mutex::new(state),
+                work: Condvar::new(),
+                answers: Notify::new(),
+            }),
             deadline,
         }
     }
@@ -70,94 +116,187 @@ where
     /// Starts `call` when its turn comes, unless an earlier one under `key` is
     /// still out.
     pub fn start(&mut self, key: K, call: impl FnOnce() -> T + Send + 'static) -> bool {
-        let waiting = || self.waiting.iter().any(|(other, _)| *other == key);
-        if self.running.contains_key(&key) || waiting() {
+        let mut state = self.shared.lock();
+        if state.out.contains_key(&key) {
             return false;
         }
-        self.waiting.push_back((key, Box::new(call)));
-        self.fill_lanes();
+        state.out.insert(key.clone(), Out::default());
+        state.waiting.push_back((key, Box::new(call)));
+        self.see_to_a_thread(&mut state);
         true
     }
 
-    fn fill_lanes(&mut self) {
-        while self.running.values().filter(|call| !call.slow).count() < LANES {
-            let Some((key, call)) = self.waiting.pop_front() else {
-                return;
-            };
-            let running = Running {
-                started: Instant::now(),
-                slow: false,
-                overdue: false,
-            };
-            self.running.insert(key.clone(), running);
-            self.tasks
-                .spawn_blocking(move || (key, catch_unwind(AssertUnwindSafe(call)).ok()));
+    /// Where none can be had, the next call or the clock tries again.
+    fn see_to_a_thread(&self, state: &mut State<K, T>) {
+        if state.threads > 0 {
+            self.shared.work.notify_one();
+            return;
+        }
+        let shared = self.shared.clone();
+        let thread = thread::Builder::new().name("gpu-calls".into());
+        if thread.spawn(move || shared.work()).is_ok() {
+            state.threads += 1;
         }
     }
 
     /// Whether a call that is in time and matches is still out.
     pub fn any_in_time(&self, matches: impl Fn(&K) -> bool) -> bool {
-        let mut waiting = self.waiting.iter();
-        let mut running = self.running.iter();
-        waiting.any(|(key, _)| matches(key))
-            || running.any(|(key, running)| !running.overdue && matches(key))
+        let state = self.shared.lock();
+        let mut out = state.out.iter();
+        out.any(|(key, out)| !out.overdue && matches(key))
     }
 
     /// Whether the call under `key` is out and overdue.
     pub fn is_overdue(&self, key: &K) -> bool {
-        self.running.get(key).is_some_and(|running| running.overdue)
+        self.shared
+            .lock()
+            .out
+            .get(key)
+            .is_some_and(|out| out.overdue)
     }
 
     /// The next thing that happens to a call; pending while none is out.
     /// Cancel safe.
     pub async fn next(&mut self) -> Outcome<K, T> {
         loop {
-            let slow = self.first(SLOW, |running| !running.slow);
-            let overdue = self.first(self.deadline, |running| !running.overdue);
+            let (outcome, look) = self.look();
+            if let Some(outcome) = outcome {
+                return outcome;
+            }
             tokio::select! {
-                biased;
-                Some(Ok((key, value))) = self.tasks.join_next() => {
-                    self.running.remove(&key);
-                    self.fill_lanes();
-                    return match value {
-                        Some(value) => Outcome::Returned(key, value),
-                        None => Outcome::Panicked(key),
-                    };
-                }
-                key = at(slow) => {
-                    if let Some(running) = self.running.get_mut(&key) {
-                        running.slow = true;
-                    }
-                    self.fill_lanes();
-                }
-                key = at(overdue) => {
-                    if let Some(running) = self.running.get_mut(&key) {
-                        running.slow = true;
-                        running.overdue = true;
-                    }
-                    return Outcome::Overdue(key);
-                }
+                () = self.shared.answers.notified() => {}
+                () = at(look) => {}
             }
         }
     }
 
-    /// The first of these that will have been out for so long, and when.
-    fn first(&self, long: Duration, which: impl Fn(&Running) -> bool) -> Option<(K, Instant)> {
-        let running = self.running.iter();
-        running
-            .filter(|(_, running)| which(running))
-            .min_by_key(|(_, running)| running.started)
-            .map(|(key, running)| (key.clone(), running.started + long))
+    /// What has happened, or else when to look again.
+    fn look(&self) -> (Option<Outcome<K, T>>, Option<Instant>) {
+        let now = Instant::now();
+        let mut state = self.shared.lock();
+        if let Some((key, value)) = state.returned.pop_front() {
+            state.out.remove(&key);
+            let outcome = match value {
+                Some(value) => Outcome::Returned(key, value),
+                None => Outcome::Panicked(key),
+            };
+            return (Some(outcome), None);
+        }
+        state.returned_since = None;
+        if state.leave_slow(now) > 0 && !state.waiting.is_empty() {
+            self.see_to_a_thread(&mut state);
+        }
+        if let Some(key) = state.overdue(now, self.deadline) {
+            return (Some(Outcome::Overdue(key)), None);
+        }
+        let started = state.out.values().filter_map(|out| {
+            let wait = match (out.slow, out.overdue) {
+                (false, _) => SLOW,
+                (true, false) => self.deadline,
+                (true, true) => return None,
+            };
+            // One that waits starts at any moment, if there is a thread.
+            Some(out.started.unwrap_or(now) + wait.min(self.deadline))
+        });
+        (None, started.min())
     }
 }
 
-/// Tells of a key when its time comes.
-async fn at<K>(time: Option<(K, Instant)>) -> K {
-    match time {
-        Some((key, time)) => {
-            sleep_until(time).await;
-            key
+impl<K: Clone + Eq + Hash, T> State<K, T> {
+    /// Leaves the threads of calls that are slow with them. How many that are.
+    fn leave_slow(&mut self, now: Instant) -> usize {
+        let is_slow = |out: &&mut Out| {
+            let out_for = out.started.map(|started| now.duration_since(started));
+            !out.slow && out_for.is_some_and(|out_for| out_for >= SLOW)
+        };
+        let mut left = 0;
+        for out in self.out.values_mut().filter(is_slow) {
+            out.slow = true;
+            left += 1;
         }
+        self.threads = self.threads.saturating_sub(left);
+        // Or one could not be had before.
+        left + usize::from(self.threads == 0)
+    }
+
+    /// One whose deadline has passed, for the first time.
+    fn overdue(&mut self, now: Instant, deadline: Duration) -> Option<K> {
+        let is_overdue = |out: &Out| {
+            let out_for = out.started.map(|started| now.duration_since(started));
+            !out.overdue && out_for.is_some_and(|out_for| out_for >= deadline)
+        };
+        let (key, out) = self.out.iter_mut().find(|(_, out)| is_overdue(out))?;
+        out.overdue = true;
+        Some(key.clone())
+    }
+
+    /// Takes in an answer. Whether its thread is to make other calls.
+    fn came_back(&mut self, key: K, value: Option<T>) -> bool {
+        let was_slow = self.out.get(&key).is_some_and(|out| out.slow);
+        self.returned.push_back((key, value));
+        let needed = !was_slow || self.threads == 0;
+        if was_slow && needed {
+            self.threads += 1;
+        }
+        needed
+    }
+}
+
+impl<K: Clone + Eq + Hash, T> Shared<K, T> {
+    /// What a thread does.
+    fn work(&self) {
+        while let Some((key, call)) = self.next_call() {
+            let value = catch_unwind(AssertUnwindSafe(call)).ok();
+            let mut state = self.lock();
+            let goes_on = state.came_back(key, value);
+            let now = Instant::now();
+            let since = *state.returned_since.get_or_insert(now);
+            if state.waiting.is_empty() || now.duration_since(since) >= TOGETHER {
+                self.answers.notify_one();
+            }
+            if !goes_on {
+                return;
+            }
+        }
+    }
+
+    /// Waits for a call to make. None: this thread is needed no more.
+    fn next_call(&self) -> Option<(K, Call<T>)> {
+        let mut state = self.lock();
+        loop {
+            if state.closed {
+                return None;
+            }
+            if let Some((key, call)) = state.waiting.pop_front() {
+                if let Some(out) = state.out.get_mut(&key) {
+                    out.started = Some(Instant::now());
+                }
+                return Some((key, call));
+            }
+            let (woken, waited) = self
+                .work
+                .wait_timeout(state, IDLE)
+                .unwrap_or_else(PoisonError::into_inner);
+            state = woken;
+            if waited.timed_out() && state.waiting.is_empty() {
+                state.threads = state.threads.saturating_sub(1);
+                return None;
+            }
+        }
+    }
+}
+
+impl<K, T> Drop for Calls<K, T> {
+    fn drop(&mut self) {
+        self.shared.lock().closed = true;
+        self.shared.work.notify_all();
+    }
+}
+
+/// Waits for the time, if there is one.
+async fn at(time: Option<Instant>) {
+    match time {
+        Some(time) => sleep_until(time.into()).await,
         None => pending().await,
     }
 }
@@ -196,21 +335,32 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn calls_that_are_slow_hold_up_no_other() {
+    async fn calls_that_are_slow_hold_up_no_other_and_their_threads_end_with_them() {
+        const HELD: usize = 3;
         let mut calls = Calls::new(Duration::from_secs(3600));
         let (release, held) = mpsc::channel::<()>();
-        let held = std::sync::Arc::new(std::sync::Mutex::new(held));
-        for number in 0..LANES {
+        let held = Arc::new(Mutex::new(held));
+        for number in 0..HELD {
             let held = held.clone();
             calls.start(number, move || drop(held.lock().map(|held| held.recv())));
         }
-        assert!(calls.start(LANES, || ()));
-        assert!(!calls.start(LANES, || ()), "it waits for its turn");
-        assert!(calls.any_in_time(|key| *key == LANES));
-        assert!(matches!(calls.next().await, Outcome::Returned(LANES, ())));
+        assert!(calls.start(HELD, || ()));
+        assert!(!calls.start(HELD, || ()), "it waits for its turn");
+        assert!(calls.any_in_time(|key| *key == HELD));
+        assert!(matches!(calls.next().await, Outcome::Returned(HELD, ())));
         drop(release);
-        for _ in 0..LANES {
+        for _ in 0..HELD {
             assert!(matches!(calls.next().await, Outcome::Returned(..)));
         }
+        assert_eq!(calls.shared.lock().threads, 1, "one goes on");
+    }
+
+    #[tokio::test]
+    async fn a_call_that_panics_is_told_and_its_thread_goes_on() {
+        let mut calls = Calls::new(DEADLINE);
+        calls.start(1, || panic!("as a test"));
+        assert!(matches!(calls.next().await, Outcome::Panicked(1)));
+        calls.start(2, || ());
+        assert!(matches!(calls.next().await, Outcome::Returned(2, ())));
     }
 }

@@ -13,7 +13,9 @@ use nvml_wrapper::{Device, Nvml};
 
 use super::error::{failed, supported};
 use super::events::NvmlEvents;
+use super::links;
 use super::mig::Parent;
+use super::topology::{Place, Topology};
 use super::vitals::{self, Memory};
 use super::{
     ComputeCapability, EventSource, Gpu, GpuLibrary, GpuUuid, LibraryError, OpenError, Reading,
@@ -167,6 +169,21 @@ impl GpuLibrary for NvmlLibrary {
         Ok(vitals)
     }
 
+    fn topology(&self, places: Vec<Place>) -> Topology {
+        let devices: Vec<_> = places
+            .iter()
+            .map(|place| self.device(&place.uuid).ok())
+            .collect();
+        let nvlinks: Vec<_> = devices
+            .iter()
+            .map(|device| links::read(device.as_ref()?).ok())
+            .collect();
+        Topology::new(places, &nvlinks, |a, b| {
+            let other = self.nvml.device_by_uuid(devices[b].as_ref()?.uuid().ok()?);
+            links::pcie(devices[a].as_ref()?, other.ok()?)
+        })
+    }
+
     fn events(self: Arc<Self>, gpus: &[GpuUuid]) -> Result<Box<dyn EventSource>, LibraryError> {
         let devices: Vec<_> = gpus
             .iter()
@@ -188,7 +205,7 @@ fn numa_node(sysfs: &Path, nvml_bus_id: &str) -> Option<u32> {
 }
 
 /// The folder of a PCI device.
-pub(super) fn sysfs_device(sysfs: &Path, nvml_bus_id: &str) -> Option<PathBuf> {
+pub(crate) fn sysfs_device(sysfs: &Path, nvml_bus_id: &str) -> Option<PathBuf> {
     let address = sysfs_address(nvml_bus_id)?;
     Some(sysfs.join("bus/pci/devices").join(address))
 }

@@ -172,6 +172,18 @@ fn reasons(
     Ok(reasons)
 }
 
+/// `nvmlDeviceGetNvLinkRemoteDeviceType`: one of `NVML_NVLINK_DEVICE_TYPE_*`.
+/// nvml-wrapper 0.13 has the call, and answers "unknown" whatever NVML says.
+pub(super) fn nvlink_remote_type(device: &Device<'_>, link: u32) -> Result<u32, NvmlError> {
+    let lib = device.nvml().lib();
+    let get = nvml_sym(lib.nvmlDeviceGetNvLinkRemoteDeviceType.as_ref())?;
+    let mut kind = 0;
+    // SAFETY: the handle is of the session that `device` borrows, and `kind` is a
+    // place for the answer.
+    nvml_try(unsafe { get(handle(device), link, &mut kind) })?;
+    Ok(kind)
+}
+
 fn handle(device: &Device<'_>) -> nvmlDevice_t {
     // SAFETY: every caller gives it to the session that it is of, at once.
     unsafe { device.handle() }

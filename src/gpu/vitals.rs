@@ -223,6 +223,16 @@ fn ask_for(device: &Device<'_>, fields: &[Field]) -> Result<Fields, LibraryError
     Ok(Fields(answers))
 }
 
+/// Whether each NVLink of a GPU is up, by its number.
+pub(super) fn nvlinks(device: &Device<'_>) -> Result<BTreeMap<u32, bool>, LibraryError> {
+    let count = Field {
+        id: NVLINK_COUNT,
+        scope: 0,
+    };
+    let count = ask_for(device, &[count])?.get(NVLINK_COUNT);
+    Ok(find_links(device, count)?.1)
+}
+
 /// Looks for the NVLinks of a GPU: `count` of them, where it tells.
 fn find_links(
     device: &Device<'_>,
@@ -274,7 +284,10 @@ fn ask<T>(
 
 /// What a call tells, and none where it tells nothing: the GPU or its driver does
 /// not know, or does not say. An error is one of the GPU or of the session.
-fn told<T>(call: &'static str, answer: Result<T, NvmlError>) -> Result<Option<T>, LibraryError> {
+pub(super) fn told<T>(
+    call: &'static str,
+    answer: Result<T, NvmlError>,
+) -> Result<Option<T>, LibraryError> {
     let error = match answer {
         Ok(value) => return Ok(Some(value)),
         // Of a library beside NVML, which only this call has a use for.

@@ -10,8 +10,9 @@ use tokio::time::timeout;
 use tonic::transport::Endpoint;
 use tower::service_fn;
 
+use crate::api::v1beta1::RegisterRequest;
 use crate::api::v1beta1::registration_client::RegistrationClient;
-use crate::api::v1beta1::{DevicePluginOptions, RegisterRequest};
+use crate::plugin::service::OPTIONS;
 
 /// The version of the device plugin API, as the kubelet compares it
 /// (Kubernetes' pkg/apis/deviceplugin/v1beta1/constants.go).
@@ -70,7 +71,7 @@ pub async fn register(
         version: API_VERSION.into(),
         endpoint,
         resource_name,
-        options: Some(DevicePluginOptions::default()),
+        options: Some(OPTIONS),
     };
     let call = async {
         // Connected here and not in the connector, so that a refusal is told

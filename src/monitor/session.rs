@@ -2,6 +2,7 @@
 
 mod supply;
 
+use std::collections::BTreeMap;
 use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,8 +13,10 @@ use tracing::{debug, info, warn};
 use self::supply::Supplies;
 use super::subscription::{Notice, Subscription};
 use super::{Ask, GPUS, Monitor};
+use crate::choice::Chooser;
 use crate::driver::nodes;
 use crate::gpu::calls::{Calls, DEADLINE, Outcome};
+use crate::gpu::topology::Topology;
 use crate::gpu::{ErrorKind, GpuLibrary, GpuUuid, LibraryError, Reading, Vitals};
 use crate::health::kept::since_boot;
 use crate::health::reducer::Signal;
@@ -37,6 +40,7 @@ pub(super) enum Key {
     Count,
     Read(u32),
     Probe(GpuUuid),
+    Links,
 }
 
 /// An answer, and the number of the session that asked: an answer to an earlier
@@ -50,6 +54,7 @@ pub(super) enum Answer {
     Read(Reading),
     /// When it was asked, in time since boot.
     Probe(Duration, Result<Vitals, LibraryError>),
+    Links(Arc<Chooser>),
 }
 
 /// An enumeration under way: the indexes below `count`.
@@ -89,6 +94,10 @@ pub(super) struct Session<'a> {
     supplied: bool,
     /// The device nodes were made, where any was missing, or that is overdue.
     nodes_told: bool,
+    /// Whether each GPU's NVLinks are up, as it was last told.
+    nvlinks: BTreeMap<GpuUuid, BTreeMap<u32, bool>>,
+    /// Links may be others than those that are known.
+    links_due: bool,
 }
 
 impl<'a> Session<'a> {
@@ -115,6 +124,8 @@ impl<'a> Session<'a> {
             driver_told: false,
             supplied: false,
             nodes_told: false,
+            nvlinks: BTreeMap::new(),
+            links_due: true,
         }
     }
 
@@ -225,6 +236,28 @@ impl<'a> Session<'a> {
         if self.scan_due && self.scan.is_none() {
             self.ask_count();
         }
+        if self.links_due && self.monitor.complete {
+            self.ask_links();
+        }
+    }
+
+    /// No GPU waits for its links: until they are read, NUMA nodes are what devices
+    /// are chosen by.
+    fn place_gpus(&mut self) {
+        let inventory = &mut self.monitor.inventory;
+        let (places, known) = (inventory.places(), inventory.topology());
+        self.links_due |= places != known.places() || !known.is_whole();
+        if known.is_empty() && !places.is_empty() {
+            inventory.choose_by(Arc::new(Chooser::new(Topology::unlinked(places))));
+        }
+    }
+
+    fn ask_links(&mut self) {
+        let places = self.monitor.inventory.places();
+        let asked = self.ask(Key::Links, move |library| {
+            Answer::Links(Arc::new(Chooser::new(library.topology(places))))
+        });
+        self.links_due &= !asked;
     }
 
     fn probe_all(&mut self) {
@@ -281,6 +314,10 @@ impl<'a> Session<'a> {
                 }
             }
             Answer::Probe(asked, answer) => return self.probed(key, asked, answer),
+            Answer::Links(chooser) => {
+                self.monitor.inventory.choose_by(chooser);
+                self.publish();
+            }
         }
         self.end_scan();
         None
@@ -326,6 +363,7 @@ impl<'a> Session<'a> {
             }
             Key::Read(_) => {}
             Key::Probe(uuid) => self.probe(uuid),
+            Key::Links => self.links_due = true,
         }
     }
 
@@ -350,6 +388,7 @@ impl<'a> Session<'a> {
             .scanned(now, &scan.readings, &silent, DEADLINE);
         // Whose place on the bus was seen once is missed there from now on.
         self.monitor.look_at_bus();
+        self.place_gpus();
         let first = self.last_scan.is_none();
         self.last_scan = Some(Scanned {
             at: Instant::now(),
@@ -417,14 +456,29 @@ impl<'a> Session<'a> {
         answer: Result<Vitals, LibraryError>,
     ) -> Option<LibraryError> {
         let Key::Probe(uuid) = key else { return None };
-        if let Err(error) = &answer {
-            self.monitor.count_error(error.call);
-            if error.kind == ErrorKind::Session {
-                return Some(error.clone());
+        match &answer {
+            Err(error) => {
+                self.monitor.count_error(error.call);
+                if error.kind == ErrorKind::Session {
+                    return Some(error.clone());
+                }
             }
+            Ok(vitals) => self.note_nvlinks(uuid, &vitals.nvlinks),
         }
         self.signal(uuid, &Signal::Probed { asked, answer });
         None
+    }
+
+    /// One that went down is no way between GPUs any more.
+    fn note_nvlinks(&mut self, uuid: &GpuUuid, nvlinks: &BTreeMap<u32, bool>) {
+        match self.nvlinks.get_mut(uuid) {
+            Some(last) if last == nvlinks => {}
+            Some(last) => {
+                last.clone_from(nvlinks);
+                self.links_due = true;
+            }
+            None => _ = self.nvlinks.insert(uuid.clone(), nvlinks.clone()),
+        }
     }
 
     fn overdue(&mut self, key: &Key) {
@@ -434,6 +488,7 @@ impl<'a> Session<'a> {
             Key::Count => "nvmlDeviceGetCount_v2",
             Key::Read(_) => "enumeration",
             Key::Probe(_) => "probe",
+            Key::Links => "nvmlDeviceGetNvLinkState",
         };
         self.monitor.count_error(call);
         warn!(
@@ -448,7 +503,7 @@ impl<'a> Session<'a> {
                 self.monitor.driver_silent(call, DEADLINE);
                 self.publish();
             }
-            Key::Nodes | Key::Count | Key::Read(_) => {}
+            Key::Nodes | Key::Count | Key::Read(_) | Key::Links => {}
         }
     }
 

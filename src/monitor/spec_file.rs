@@ -4,13 +4,14 @@
 //! needs it is published. A file system may hang as a driver may: writing is a
 //! call on another thread, and the monitor never waits for it.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
 use tracing::{info, warn};
 
 use crate::config::HostFolder;
-use crate::device::{Health, Snapshots, UnhealthyReason};
+use crate::device::{Health, Snapshots, UnhealthyReason, Unit};
 use crate::driver::cdi::Spec;
 use crate::driver::cdi::file::{self, Identity, Written};
 use crate::gpu::calls::{Calls, Outcome};
@@ -163,10 +164,23 @@ fn explain(file: &HostFolder, error: &str) -> String {
 }
 
 fn withdraw(snapshots: &mut Snapshots, error: &str) {
+    let reason = || UnhealthyReason::NoCdiSpec(error.into());
+    let mut last: Option<(Arc<Unit>, Arc<Unit>)> = None;
     for device in snapshots.values_mut().flat_map(|s| &mut s.devices) {
-        if device.health == Health::Healthy {
-            device.health = Health::Unhealthy(UnhealthyReason::NoCdiSpec(error.into()));
+        if device.health != Health::Healthy {
+            continue;
         }
+        // Replicas of one go on sharing it.
+        let known = last.take().filter(|(of, _)| Arc::ptr_eq(of, &device.unit));
+        let (of, withdrawn) = known.unwrap_or_else(|| {
+            let unit = Unit {
+                health: Health::Unhealthy(reason()),
+                ..Unit::clone(&device.unit)
+            };
+            (device.unit.clone(), Arc::new(unit))
+        });
+        device.unit = withdrawn.clone();
+        last = Some((of, withdrawn));
     }
 }
 
@@ -190,15 +204,17 @@ mod tests {
         let uuid = GpuUuid::from("GPU-a");
         let device = Device {
             id: (&uuid).into(),
-            uuid: Some(uuid),
-            gpu: None,
-            mig: None,
-            health: Health::Healthy,
-            nodes: vec![DeviceNode {
-                host: "/dev/nvidia0".into(),
-                here: "/dev/nvidia0".into(),
-                container: "/dev/nvidia0".into(),
-            }],
+            unit: Arc::new(Unit {
+                uuid: Some(uuid),
+                gpu: None,
+                mig: None,
+                health: Health::Healthy,
+                nodes: vec![DeviceNode {
+                    host: "/dev/nvidia0".into(),
+                    here: "/dev/nvidia0".into(),
+                    container: "/dev/nvidia0".into(),
+                }],
+            }),
         };
         let mount = DriverMount {
             host: driver.into(),
@@ -212,6 +228,7 @@ mod tests {
                 mounts: vec![mount],
                 ..Common::default()
             },
+            ..DeviceSnapshot::default()
         };
         [(RESOURCE.to_owned(), snapshot)].into()
     }
@@ -248,7 +265,8 @@ mod tests {
 
         // Of all there is none now; that is written without a wait.
         let mut sick = first.clone();
-        device(&mut sick).health = Health::Unhealthy(UnhealthyReason::NoDriver("gone".into()));
+        let unit = Arc::make_mut(&mut device(&mut sick).unit);
+        unit.health = Health::Unhealthy(UnhealthyReason::NoDriver("gone".into()));
         assert!(spec_file.keep(&mut sick) && !is_idle(&spec_file));
         come_back(&mut spec_file).await;
 

@@ -19,7 +19,7 @@ use crate::health::kept::since_boot;
 
 /// How long one wait lasts: the time after which a thread that is not needed
 /// any more ends.
-const WAIT: Duration = Duration::from_secs(5);
+const WAIT: Duration = Duration::from_secs(10);
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
@@ -146,6 +146,8 @@ fn listen(
     while !stop.load(Ordering::Relaxed) {
         match source.wait(WAIT) {
             Ok(None) => {}
+            // Another thread tells of what came since nobody wanted this one's.
+            Ok(Some(_)) if stop.load(Ordering::Relaxed) => {}
             Ok(Some(event)) => {
                 let kind = Kind {
                     gpu: Place::Event(event.uuid),

@@ -10,6 +10,7 @@ use crate::device::Health;
 use crate::driver::DriverRoot;
 use crate::driver::capabilities::Capabilities;
 use crate::driver::nodes::DevRoot;
+use crate::gpu::topology::{Place, Topology};
 use crate::gpu::{EventSource, Gpu, GpuUuid, Reading, Vitals, XidEvent};
 
 /// One GPU, whose driver tells its version when it is let.
@@ -42,6 +43,10 @@ impl GpuLibrary for SlowDriver {
 
     fn probe(&self, _uuid: &GpuUuid) -> Result<Vitals, LibraryError> {
         Ok(Vitals::default())
+    }
+
+    fn topology(&self, gpus: Vec<Place>) -> Topology {
+        Topology::unlinked(gpus)
     }
 
     fn events(self: Arc<Self>, _gpus: &[GpuUuid]) -> Result<Box<dyn EventSource>, LibraryError> {

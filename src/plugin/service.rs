@@ -11,6 +11,7 @@ use tracing::info;
 
 use super::connection::ConnectionInfo;
 use super::streams::{Streams, Ticket};
+use crate::allocate::preferred::preferred;
 use crate::allocate::response;
 use crate::allocate::seen::LastSeen;
 use crate::api::v1beta1::device_plugin_server::DevicePlugin;
@@ -21,6 +22,12 @@ use crate::api::v1beta1::{
 };
 use crate::device::DeviceSnapshot;
 use crate::metrics::{Metrics, ResourceLabels};
+
+/// What the kubelet is told at registration, and whenever it asks.
+pub const OPTIONS: DevicePluginOptions = DevicePluginOptions {
+    pre_start_required: false,
+    get_preferred_allocation_available: true,
+};
 
 /// The kubelet's side of one resource.
 #[derive(Clone, Debug)]
@@ -47,7 +54,7 @@ impl DevicePlugin for Service {
         &self,
         _request: Request<Empty>,
     ) -> Result<Response<DevicePluginOptions>, Status> {
-        Ok(Response::new(DevicePluginOptions::default()))
+        Ok(Response::new(OPTIONS))
     }
 
     async fn list_and_watch(&self, request: Request<Empty>) -> Result<Response<Lists>, Status> {
@@ -76,11 +83,10 @@ impl DevicePlugin for Service {
 
     async fn get_preferred_allocation(
         &self,
-        _request: Request<PreferredAllocationRequest>,
+        request: Request<PreferredAllocationRequest>,
     ) -> Result<Response<PreferredAllocationResponse>, Status> {
-        // Not offered in the options, and still never an error: the kubelet
-        // rejects a pod for one.
-        Ok(Response::new(PreferredAllocationResponse::default()))
+        let snapshot = self.devices.borrow().clone();
+        Ok(Response::new(preferred(&snapshot, request.get_ref())))
     }
 
     async fn allocate(
@@ -89,16 +95,16 @@ impl DevicePlugin for Service {
     ) -> Result<Response<AllocateResponse>, Status> {
         let request = request.into_inner();
         let snapshot = self.devices.borrow().clone();
-        let answer = response::allocate(&snapshot, &request, self.seen.exist(&snapshot)).map_err(
-            |error| {
-                info!(resource = self.resource, %error, "allocation refused");
-                if error.is_news() {
-                    // Not at the next poll: controllers make pods faster than that.
-                    self.rescan.notify_one();
-                }
-                error.into_status()
-            },
-        )?;
+        let (prepared, exist) = self.seen.ready(&snapshot);
+        let answer = response::allocate(&snapshot, &prepared, &request, exist);
+        let answer = answer.map_err(|error| {
+            info!(resource = self.resource, %error, "allocation refused");
+            if error.is_news() {
+                // Not at the next poll: controllers make pods faster than that.
+                self.rescan.notify_one();
+            }
+            error.into_status()
+        })?;
         let devices = request
             .container_requests
             .iter()
@@ -146,16 +152,16 @@ async fn send_lists(
     lists: mpsc::Sender<Result<ListAndWatchResponse, Status>>,
 ) {
     let send_all = async {
-        let mut last = None;
+        let mut last: Option<Arc<DeviceSnapshot>> = None;
         loop {
-            let list = response::list(&devices.borrow_and_update());
+            let now = devices.borrow_and_update().clone();
             // Each list makes the kubelet write its checkpoint: only news.
-            if last.as_ref() != Some(&list) {
-                if lists.send(Ok(list.clone())).await.is_err() {
-                    return;
-                }
-                last = Some(list);
+            let news = |last: &Arc<DeviceSnapshot>| !response::same_list(last, &now);
+            if last.as_ref().is_none_or(news) && lists.send(Ok(response::list(&now))).await.is_err()
+            {
+                return;
             }
+            last = Some(now);
             if devices.changed().await.is_err() {
                 return;
             }

@@ -29,6 +29,9 @@ pub const CLOCKS_EVENT_REASON_GPU_IDLE: u64 = 1;
 /// two kinds of recovery and routes, and "none" for what is configured wrong.
 pub const FABRIC_WELL: u32 = 2 | 2 << 2 | 2 << 4 | 2 << 6 | 1 << 8;
 
+/// `NVML_NVLINK_VERSION_4_0`, as an H200 answers.
+pub const NVLINK_4: u32 = 6;
+
 /// The function name that stands for every function.
 pub const EVERY_FUNCTION: &str = "*";
 
@@ -118,7 +121,7 @@ impl State {
         }
         let to_switch = NvLink {
             to: None,
-            version: 4,
+            version: NVLINK_4,
         };
         vec![to_switch; self.gpus[position].nvswitch_links]
     }
@@ -475,7 +478,7 @@ pub struct Link {
     pub to: usize,
     /// How many links.
     pub count: usize,
-    /// NVLink's version.
+    /// `nvmlNvlinkVersion_t`.
     pub version: u32,
 }
 
@@ -484,8 +487,21 @@ pub struct Link {
 pub struct NvLink {
     /// The other GPU's position in `gpus`; none is an NVSwitch.
     pub to: Option<usize>,
-    /// NVLink's version.
+    /// `nvmlNvlinkVersion_t`.
     pub version: u32,
+}
+
+impl NvLink {
+    /// In MB/s each way: of version 4.0 as an H200 answers, of others as NVIDIA's
+    /// data sheets have it.
+    pub fn speed(self) -> u64 {
+        match self.version {
+            1 => 20_000,
+            2..=5 => 25_000,
+            NVLINK_4 => 26_562,
+            _ => 50_000,
+        }
+    }
 }
 
 /// `nvmlGpuFabricInfoV_t`.

@@ -84,7 +84,10 @@ const PLUGIN: &[Key] = &[
     key("cdiAnnotationPrefix", Flag("cdi_annotation_prefix")),
     key("nvidiaCTKPath", Idle(&[], "no hook of NVIDIA's is run")),
     key("containerDriverRoot", Flag("driver_root_ctr_path")),
-    key("sharedDevicesAllocationPolicy", Idle(&[], NO_PREFERENCE)),
+    key(
+        "sharedDevicesAllocationPolicy",
+        Flag("shared_devices_allocation_policy"),
+    ),
 ];
 
 const IMEX: &[Key] = &[
@@ -116,7 +119,6 @@ const EVICTION: &[Key] = &[
 const STAYS_UP: &str = "without a driver the plugin stays up and tries again";
 const NO_LABELS: &str = "no labels are made here";
 const BY_NVML: &str = "GPUs are found by NVML";
-const NO_PREFERENCE: &str = "the kubelet chooses the devices";
 
 /// The ID of each flag that has a key.
 pub fn flags_with_a_key() -> Vec<&'static str> {

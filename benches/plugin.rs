@@ -65,7 +65,8 @@
 //!   free. Where an answer takes long there are fewer calls, and the table says
 //!   how many; one that takes 10 s is not waited for.
 //! - *kubelet restart to registered*: from the new kubelet's first accept to the
-//!   plugin's list.
+//!   plugin's list; 1000 in all rounds, fewer where they take too long. *missed*
+//!   is what took more than 10 s.
 //! - *XID to the kubelet's list*: from the change of the simulated driver to the
 //!   list in which all devices of the GPU are sick.
 //! - *wake-ups*: how often threads of the process fell asleep (the voluntary

@@ -6,9 +6,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use gpu_device_plugin::allocate::seen::LastSeen;
-use gpu_device_plugin::device::{Common, Device, DeviceId, DeviceNode, DeviceSnapshot, Health};
+use gpu_device_plugin::choice::Chooser;
+use gpu_device_plugin::device::{
+    Common, Device, DeviceId, DeviceNode, DeviceSnapshot, Health, Unit,
+};
 use gpu_device_plugin::driver::DriverMount;
 use gpu_device_plugin::gpu::GpuUuid;
+use gpu_device_plugin::gpu::topology::{NvLink, Place, Remote, Topology};
 use tempfile::TempDir;
 
 /// As many files as a driver has for `compute,utility`.
@@ -28,7 +32,7 @@ pub(crate) fn lay_out() -> anyhow::Result<TempDir> {
         fs::write(file, "")?;
     }
     // What has only just changed is looked at again by each call.
-    while !LastSeen::default().exist(&snapshot) {
+    while !LastSeen::default().ready(&snapshot).1 {
         std::thread::sleep(Duration::from_millis(10));
     }
     Ok(root)
@@ -43,11 +47,13 @@ pub(crate) fn snapshot(root: &Path, gpus: usize) -> DeviceSnapshot {
     };
     let devices = (0..gpus).map(|number| Device {
         id: DeviceId::new(&uuid(number), None),
-        uuid: Some(GpuUuid::from(uuid(number).as_str())),
-        gpu: None,
-        mig: None,
-        health: Health::Healthy,
-        nodes: vec![node(format!("nvidia{number}"))],
+        unit: Arc::new(Unit {
+            uuid: Some(GpuUuid::from(uuid(number).as_str())),
+            gpu: None,
+            mig: None,
+            health: Health::Healthy,
+            nodes: vec![node(format!("nvidia{number}"))],
+        }),
     });
     let common = ["nvidiactl", "nvidia-uvm", "nvidia-uvm-tools"];
     DeviceSnapshot {
@@ -58,7 +64,24 @@ pub(crate) fn snapshot(root: &Path, gpus: usize) -> DeviceSnapshot {
             mounts: (0..MOUNTS).map(|number| mount(root, number)).collect(),
             ..Common::default()
         },
+        chooser: Arc::new(Chooser::new(topology(gpus))),
     }
+}
+
+/// NVSwitches among all, and two NUMA nodes.
+fn topology(gpus: usize) -> Topology {
+    let link = NvLink {
+        remote: Remote::Switch,
+        bandwidth: 25_000,
+    };
+    let links = vec![Some(vec![link; 18]); gpus];
+    let places = (0..gpus).map(|number| Place {
+        uuid: GpuUuid::from(uuid(number).as_str()),
+        index: number as u32,
+        pci_bus_id: format!("00000000:{number:02X}:00.0"),
+        numa_node: Some(u32::from(number >= gpus / 2)),
+    });
+    Topology::new(places.collect(), &links, |_, _| None)
 }
 
 fn mount(root: &Path, number: usize) -> DriverMount {

@@ -59,7 +59,7 @@ pub(crate) fn call(path: HotPath, calls: u64, folder: &Path) -> anyhow::Result<(
     let (service, _devices) = service(snapshot(folder, gpus));
     let snapshot = service.devices.borrow().clone();
     anyhow::ensure!(
-        service.seen.exist(&snapshot),
+        service.seen.ready(&snapshot).1,
         "the node's files are not settled"
     );
     let ids: Vec<_> = (0..gpus).map(uuid).collect();

@@ -78,8 +78,9 @@ pub(crate) struct Effort {
     /// Of GetPreferredAllocation, for each size, where the time is enough.
     pub(crate) preferred: usize,
     pub(crate) preferred_time: Duration,
-    /// In all rounds together.
+    /// In all rounds together, where the time a round is enough.
     pub(crate) restarts: usize,
+    pub(crate) restarts_time: Duration,
     /// Nodes all of whose GPUs have an XID.
     pub(crate) xid_nodes: usize,
     /// How long the plugin is watched at rest.
@@ -94,6 +95,7 @@ const FULL: Effort = Effort {
     preferred: 500,
     preferred_time: Duration::from_secs(2),
     restarts: 1000,
+    restarts_time: Duration::from_secs(100),
     xid_nodes: 4,
     rest: Duration::from_secs(60),
     lists: 2,
@@ -106,6 +108,7 @@ const QUICK: Effort = Effort {
     preferred: 50,
     preferred_time: Duration::from_millis(200),
     restarts: 10,
+    restarts_time: Duration::from_secs(20),
     xid_nodes: 1,
     rest: Duration::from_secs(5),
     lists: 1,

@@ -4,6 +4,9 @@ use std::time::Duration;
 
 use super::groups::Group;
 
+/// The unit of counts, which are not to be compared.
+pub(crate) const TIMES: &str = "times";
+
 /// So many times have a fastest and a percentile that say more than the median and
 /// the slowest.
 const FEW: usize = 10;
@@ -97,8 +100,9 @@ impl Section<'_> {
                 self.put(format!("{what}{name}"), "ms", value);
             }
         }
-        let of = format!("of {}", times.len());
-        self.put(format!("{what}succeeded"), of, sorted.len() as f64);
+        let missed = times.len() - sorted.len();
+        self.put(format!("{what}missed"), TIMES, missed as f64);
+        self.put(format!("{what}all"), TIMES, times.len() as f64);
     }
 
     /// Percentiles of calls. Sorted times.

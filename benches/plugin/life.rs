@@ -52,9 +52,12 @@ pub(crate) async fn restarts(
     figures: &mut Figures,
 ) -> anyhow::Result<()> {
     let rig = Rig::settled(subject, settings, Shape::whole(settings.gpus)).await?;
-    let mut restarts = Vec::new();
+    let (mut restarts, begin) = (Vec::new(), Instant::now());
     for _ in 0..settings.effort.restarts.div_ceil(settings.rounds) {
         restarts.push(restart(&rig).await?);
+        if begin.elapsed() > settings.effort.restarts_time {
+            break;
+        }
     }
     let title = "kubelet restart to registered";
     figures.section(Group::Restart, title).times("", &restarts);

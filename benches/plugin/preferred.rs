@@ -9,7 +9,7 @@ use prost::bytes::Bytes;
 use super::arguments::Settings;
 use super::calls::{Called, Calls, in_turn};
 use super::command::Subject;
-use super::figures::{Figures, microseconds, permille, sorted};
+use super::figures::{Figures, TIMES, microseconds, permille, sorted};
 use super::groups::Group;
 use super::rig::{Rig, Shape};
 
@@ -34,11 +34,12 @@ async fn of_node(
     figures: &mut Figures,
 ) -> anyhow::Result<()> {
     let mut rig = Rig::settled(subject, settings, Shape::whole(gpus)).await?;
-    let mut sizes = Vec::new();
+    let (mut sizes, mut whole) = (Vec::new(), true);
     for size in 1..=gpus {
         match of_size(&rig, settings, size).await {
             Ok([options, called]) => {
                 if let Some(short) = shortcoming(&called, size) {
+                    whole = false;
                     figures.note(format!("GetPreferredAllocation, {gpus} GPUs: {short}"));
                 }
                 sizes.push((size, options, called));
@@ -46,6 +47,7 @@ async fn of_node(
             Err(error) => {
                 let what = format!("GetPreferredAllocation, {size} of {gpus} GPUs");
                 figures.note(format!("{what}: {error:#}"));
+                whole = false;
                 // What it goes on computing must not disturb the next.
                 drop(rig);
                 rig = Rig::settled(subject, settings, Shape::whole(gpus)).await?;
@@ -53,6 +55,10 @@ async fn of_node(
         }
     }
     put(figures, settings, gpus, &sizes);
+    // Else the slowest is not among them.
+    if whole {
+        put_slowest(figures, gpus, &sizes);
+    }
     rig.end().await;
     Ok(())
 }
@@ -89,9 +95,15 @@ fn chosen(answer: Bytes) -> Option<usize> {
     Some(container.device_i_ds.len())
 }
 
-fn put(figures: &mut Figures, settings: &Settings, gpus: usize, sizes: &[(usize, Called, Called)]) {
-    let title = format!("GetPreferredAllocation, {gpus} GPUs free");
-    let mut section = figures.section(Group::Preferred, title);
+/// A size, and the calls of GetDevicePluginOptions and GetPreferredAllocation.
+type OfSize = (usize, Called, Called);
+
+fn title(gpus: usize) -> String {
+    format!("GetPreferredAllocation, {gpus} GPUs free")
+}
+
+fn put(figures: &mut Figures, settings: &Settings, gpus: usize, sizes: &[OfSize]) {
+    let mut section = figures.section(Group::Preferred, title(gpus));
     for (size, _, called) in sizes {
         for (name, part) in [("p50", 500), ("p99", 990)] {
             if let Some(time) = permille(&called.times, part) {
@@ -102,13 +114,12 @@ fn put(figures: &mut Figures, settings: &Settings, gpus: usize, sizes: &[(usize,
         // Only where the time was not enough.
         if called.times.len() < settings.effort.preferred {
             let calls = called.times.len() as f64;
-            section.put(format!("{size} of {gpus} GPUs, calls"), "", calls);
+            section.put(format!("{size} of {gpus} GPUs, calls"), TIMES, calls);
         }
     }
-    // Of those that were answered: the slowest is not among them otherwise.
-    if sizes.len() < gpus {
-        return;
-    }
+}
+
+fn put_slowest(figures: &mut Figures, gpus: usize, sizes: &[OfSize]) {
     let ratios = sizes
         .iter()
         .filter_map(|(_, options, called)| Some(called.p50()? / options.p50()?));
@@ -116,6 +127,7 @@ fn put(figures: &mut Figures, settings: &Settings, gpus: usize, sizes: &[(usize,
         .iter()
         .filter_map(|(_, _, called)| permille(&called.times, 990).map(microseconds));
     let (ratios, p99s) = (sorted(ratios), sorted(p99s));
+    let mut section = figures.section(Group::Preferred, title(gpus));
     if let (Some(ratio), Some(p99)) = (ratios.last(), p99s.last()) {
         let name = format!("{gpus} GPUs, slowest size / GetDevicePluginOptions, p50");
         section.put(name, "", *ratio);

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::arguments::Settings;
-use super::figures::{Figure, Figures, median, sorted};
+use super::figures::{Figure, Figures, TIMES, median, sorted};
 use super::groups::Group;
 use super::targets::{self, Bound, Judged, TARGETS, Target};
 
@@ -222,8 +222,7 @@ impl Row {
     fn ratio(&self) -> Option<String> {
         let (first, second) = (self.values.first()?, self.values.get(1)?);
         let (first, second) = ((*first)?.middle, (*second)?.middle);
-        // Counts of what succeeded are not to be compared.
-        let compares = second > 0.0 && !self.unit.starts_with("of ");
+        let compares = second > 0.0 && self.unit != TIMES;
         compares.then(|| number(first / second))
     }
 

@@ -197,7 +197,7 @@ impl Monitor {
         let mut retry = retries();
         let mut opening = Calls::new(calls::DEADLINE);
         // Calls outlive a session: one that hangs is not made again in the next.
-        let mut calls = Calls::new(calls::DEADLINE);
+        let mut calls = Calls::steady(calls::DEADLINE);
         let mut supplies = Calls::new(calls::DEADLINE);
         let mut failures = 0_u32;
         for number in 0.. {

@@ -11,8 +11,8 @@ use super::elf::{ElfError, ElfFile};
 use super::files::{DriverFile, DriverFiles, FileKind, FromImage, Missing};
 use super::layout::{self, Architecture};
 use super::left_out::{LeftOut, Reason};
-use super::root::Resolver;
 use super::names::{LibraryName, names};
+use super::root::Resolver;
 use super::search::Place;
 
 /// Smaller than this, a libcuda or libnvidia-ml is CUDA's stub: the least of the

@@ -72,7 +72,7 @@ impl DriverRoot {
 
 /// Follows many paths through a tree that stays as it is meanwhile: what lies on
 /// several ways is looked at once.
-pub struct Resolver<'a> {
+pub(super) struct Resolver<'a> {
     root: &'a DriverRoot,
     /// What is at each path below the root, or the system's error.
     seen: RefCell<HashMap<PathBuf, Result<Kind, i32>>>,
@@ -89,7 +89,7 @@ enum Kind {
 impl<'a> Resolver<'a> {
     /// One that has seen nothing of `root` yet.
     #[must_use]
-    pub fn new(root: &'a DriverRoot) -> Self {
+    pub(super) fn new(root: &'a DriverRoot) -> Self {
         Self {
             root,
             seen: RefCell::default(),
@@ -101,7 +101,7 @@ impl<'a> Resolver<'a> {
     /// # Errors
     ///
     /// The same.
-    pub fn resolve(&self, path: &Path) -> io::Result<PathBuf> {
+    pub(super) fn resolve(&self, path: &Path) -> io::Result<PathBuf> {
         let mut pending = steps(path);
         let mut real = PathBuf::new();
         let mut links = 0;

@@ -28,8 +28,8 @@ pub const DEADLINE: Duration = Duration::from_secs(10);
 const SLOW: Duration = Duration::from_millis(100);
 /// Answers wait no longer than this for others to join them.
 const TOGETHER: Duration = Duration::from_millis(5);
-/// A thread without a call ends after this.
-const IDLE: Duration = Duration::from_secs(30);
+/// A thread without a call ends after this, unless more are to be expected.
+const IDLE: Duration = Duration::from_secs(1);
 
 /// What became of a call.
 #[derive(Debug)]
@@ -63,6 +63,8 @@ struct State<K, T> {
     returned_since: Option<Instant>,
     /// Threads that are idle or with a call that is not slow.
     threads: usize,
+    /// Calls come again and again: a thread waits for them.
+    steady: bool,
     /// Nobody wants an answer any more.
     closed: bool,
 }
@@ -76,6 +78,17 @@ struct Shared<K, T> {
 }
 
 impl<K, T> Shared<K, T> {
+    /// Waits for work, and not for ever where none is to be expected.
+    fn wait<'a>(&self, state: MutexGuard<'a, State<K, T>>) -> (MutexGuard<'a, State<K, T>>, bool) {
+        if state.steady {
+            let state = self.work.wait(state);
+            return (state.unwrap_or_else(PoisonError::into_inner), false);
+        }
+        let waited = self.work.wait_timeout(state, IDLE);
+        let (state, waited) = waited.unwrap_or_else(PoisonError::into_inner);
+        (state, waited.timed_out())
+    }
+
     fn lock(&self) -> MutexGuard<'_, State<K, T>> {
         // No code of others runs under the lock.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -95,12 +108,22 @@ where
 {
     /// No calls yet; each will have `deadline`.
     pub fn new(deadline: Duration) -> Self {
+        Self::of(deadline, false)
+    }
+
+    /// The same for calls that come again and again: a thread stays for them.
+    pub fn steady(deadline: Duration) -> Self {
+        Self::of(deadline, true)
+    }
+
+    fn of(deadline: Duration, steady: bool) -> Self {
         let state = State {
             waiting: VecDeque::new(),
             out: HashMap::new(),
             returned: VecDeque::new(),
             returned_since: None,
             threads: 0,
+            steady,
             closed: false,
         };
         Self {
@@ -273,12 +296,9 @@ impl<K: Clone + Eq + Hash, T> Shared<K, T> {
                 }
                 return Some((key, call));
             }
-            let (woken, waited) = self
-                .work
-                .wait_timeout(state, IDLE)
-                .unwrap_or_else(PoisonError::into_inner);
-            state = woken;
-            if waited.timed_out() && state.waiting.is_empty() {
+            let timed_out;
+            (state, timed_out) = self.wait(state);
+            if timed_out && state.waiting.is_empty() {
                 state.threads = state.threads.saturating_sub(1);
                 return None;
             }

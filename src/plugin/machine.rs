@@ -34,9 +34,10 @@ const GOOD: Duration = Duration::from_secs(30);
 /// When to look again for a folder that is not there.
 const FOLDER_RETRY: Duration = Duration::from_millis(100);
 /// Nobody accepts: connecting costs next to nothing, so it is tried again
-/// soon, and for ever. This is what bounds the time from a kubelet's listening
-/// to the registration.
-const REFUSED: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(160));
+/// at once, and for ever: a kubelet that has just bound its socket listens in less
+/// than a millisecond. This is what bounds the time from its listening to the
+/// registration.
+const REFUSED: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(160));
 /// The kubelet answered with an error, or not at all.
 const FAILED: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(10));
 /// The kubelet ended our stream and lives on: perhaps another plugin took the

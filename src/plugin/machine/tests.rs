@@ -392,11 +392,13 @@ fn a_socket_that_listens_late_is_met_within_the_promise() {
     let (mut machine, mut world) = fresh();
     world.folder = true;
     world.happen(Event::KubeletBindsOnly, None);
-    for _ in 0..1000 {
+    for tries in 0..1000 {
         let step = settle(&mut machine, &mut world);
         let pause = step.wake.expect("it tries again") - world.now;
         assert!(pause <= PROMISE, "{pause:?}");
-        assert!(pause >= Duration::from_millis(5), "{pause:?} is busy");
+        // A kubelet that has just bound its socket listens in a moment.
+        let busy = tries >= 3 && pause < Duration::from_millis(5);
+        assert!(!pause.is_zero() && !busy, "{pause:?} is busy");
         world.happen(Event::TimePasses, step.wake);
     }
 }

@@ -184,7 +184,7 @@ async fn rights(plugin: &Plugin) {
 /// What the plugin's code asks for is let through on its own node, and is an error
 /// that names the right where it is not.
 async fn own_requests(cluster: &Cluster, plugin: &Plugin) {
-    let api = plugin.api("a").await;
+    let api = plugin.api("a");
     let condition = Condition {
         status: Status::False,
         reason: "Xid",
@@ -212,7 +212,7 @@ async fn own_requests(cluster: &Cluster, plugin: &Plugin) {
     let evicted = api.evict(&pod).await.expect("an eviction");
     assert_eq!(evicted, Eviction::Accepted);
 
-    let other = plugin.api("b").await;
+    let other = plugin.api("b");
     let refused = other.set_condition(&condition, now).await;
     let refused = refused.expect_err("another node's condition");
     println!("{refused}");

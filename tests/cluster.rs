@@ -10,6 +10,8 @@ mod common;
 
 #[path = "cluster/asking.rs"]
 mod asking;
+#[path = "cluster/client.rs"]
+mod client;
 #[path = "cluster/contract.rs"]
 mod contract;
 #[path = "common/control_plane.rs"]
@@ -18,3 +20,5 @@ mod control_plane;
 mod reporting;
 #[path = "cluster/rig.rs"]
 mod rig;
+#[path = "cluster/server.rs"]
+mod server;

@@ -60,7 +60,7 @@ impl ApiSide {
             let options = news.options.borrow_and_update().clone();
             if options.mode == EvictionMode::Off {
                 self.readiness.note(API_SERVER, None);
-            } else if let Some(api) = self.connect().await {
+            } else if let Some(api) = self.connect() {
                 let others = others_needed(news.options.clone(), &options);
                 tokio::select! {
                     () = self.work(api, &options, &news) => {}
@@ -77,10 +77,10 @@ impl ApiSide {
         }
     }
 
-    async fn connect(&self) -> Option<ApiServer> {
+    fn connect(&self) -> Option<ApiServer> {
         let instance = self.cluster.node_name.as_deref().unwrap_or_default();
         let metrics = self.metrics.cluster.clone();
-        match ApiServer::connect(&self.cluster, instance, metrics).await {
+        match ApiServer::connect(&self.cluster, instance, metrics) {
             Ok(api) => {
                 self.readiness.note(API_SERVER, None);
                 info!(node = api.node_name(), "health is told to the API server");

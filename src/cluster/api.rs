@@ -1,5 +1,5 @@
-//! What this process asks of the API server. The only place that knows the
-//! client library.
+//! What this process asks of the API server. The only place that knows its
+//! objects.
 //!
 //! Nothing is retried here: an error says whether that is of use, and who asked
 //! knows when.
@@ -35,6 +35,8 @@ const NAMESPACE_OF_NODE_EVENTS: &str = "default";
 const EVICTION_DEADLINE: Duration = Duration::from_secs(20);
 /// Of a 429 (k8s.io/api/policy/v1, `DisruptionBudgetCause`).
 const DISRUPTION_BUDGET: &str = "DisruptionBudget";
+/// Of a 409 (apimachinery's meta/v1, `StatusReasonAlreadyExists`).
+const ALREADY_EXISTS: &str = "AlreadyExists";
 /// Of a 403 (k8s.io/api/core/v1, `NamespaceTerminatingCause`).
 const NAMESPACE_TERMINATING: &str = "NamespaceTerminating";
 /// How often a taint is tried anew where the node changes meanwhile.
@@ -82,13 +84,13 @@ impl ApiServer {
     /// # Errors
     ///
     /// [`ClusterError::NotConfigured`] says what is missing.
-    pub async fn connect(
+    pub fn connect(
         options: &ClusterOptions,
         instance: &str,
         metrics: ClusterMetrics,
     ) -> Result<Self, ClusterError> {
         let node_name = connect::node_name(options)?;
-        let client = connect::client(options.kubeconfig.as_deref()).await?;
+        let client = connect::client(options.kubeconfig.as_deref())?;
         Ok(Self {
             wire: Wire::new(client, metrics),
             node_name: node_name.into(),
@@ -242,7 +244,7 @@ impl ApiServer {
         let ask = Ask::new(Verb::Create, "events", path);
         let ask = ask.with(&told.event(namespace, about, &self.node_name, &self.instance));
         let answer = self.wire.ask(&ask).await?;
-        let already = answer.code() == 409 && answer.status().is_already_exists();
+        let already = answer.code() == 409 && answer.status().reason == ALREADY_EXISTS;
         if answer.is_success() || already || answer.has_cause(NAMESPACE_TERMINATING) {
             return Ok(());
         }

@@ -24,8 +24,7 @@ pub(super) struct Since {
 impl Since {
     /// One line: the status and the time.
     fn line(&self) -> String {
-        let at = rfc3339(self.at).0;
-        format!("{} {at:.0}\n", self.status.name())
+        format!("{} {}\n", self.status.name(), rfc3339(self.at))
     }
 
     /// Nothing where the line is not one that was written here.

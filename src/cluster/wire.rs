@@ -4,20 +4,18 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use axum::body::{Body, Bytes, to_bytes};
+use axum::body::Bytes;
 use http::header::{ACCEPT, CONTENT_TYPE, HeaderMap, RETRY_AFTER, USER_AGENT};
-use http::{Method, Request, Response};
-use kube::Client;
-use kube::core::Status;
+use http::{Method, Request};
+use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use tokio::time::{Instant, sleep, timeout};
-use tracing::instrument::WithSubscriber;
-use tracing::subscriber::NoSubscriber;
 
 use super::bucket::Bucket;
+use super::client::Client;
 use super::error::ClusterError;
 use super::metrics::ClusterMetrics;
-use super::text::{chain, cut};
+use super::text::cut;
 
 /// How long a request may take, from the connection to the last byte.
 pub(super) const DEADLINE: Duration = Duration::from_secs(10);
@@ -25,8 +23,6 @@ pub(super) const DEADLINE: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_millis(200);
 /// … and ten at once after a rest.
 const BURST: u32 = 10;
-/// Nothing that etcd keeps is larger than 1.5 MiB.
-const LARGEST_ANSWER: usize = 4 << 20;
 /// Of the API server's words in an error.
 const LONGEST_MESSAGE: usize = 512;
 
@@ -89,10 +85,34 @@ pub(super) struct Answer {
     body: Bytes,
 }
 
+/// What the API server says of a failure (apimachinery's meta/v1, `Status`).
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct Status {
+    #[serde(default)]
+    pub(super) message: String,
+    #[serde(default)]
+    pub(super) reason: String,
+    pub(super) details: Option<Details>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct Details {
+    #[serde(default)]
+    pub(super) causes: Vec<Cause>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct Cause {
+    #[serde(default)]
+    pub(super) reason: String,
+    #[serde(default)]
+    pub(super) message: String,
+}
+
 /// The way to the API server. Clones share connections, rate and counts.
 #[derive(Clone)]
 pub(super) struct Wire {
-    client: Client,
+    client: Arc<Client>,
     bucket: Arc<Mutex<Bucket>>,
     made: Instant,
     metrics: ClusterMetrics,
@@ -101,7 +121,7 @@ pub(super) struct Wire {
 impl Wire {
     pub(super) fn new(client: Client, metrics: ClusterMetrics) -> Self {
         Self {
-            client,
+            client: Arc::new(client),
             bucket: Arc::new(Mutex::new(Bucket::new(PAUSE, BURST))),
             made: Instant::now(),
             metrics,
@@ -111,15 +131,14 @@ impl Wire {
     /// Asks, and answers with what was answered.
     pub(super) async fn ask(&self, ask: &Ask) -> Result<Answer, ClusterError> {
         sleep(self.take_token()).await;
-        // kube logs each request that fails as an error, and the caller's log
-        // says it once.
-        let exchange = self.exchange(ask).with_subscriber(NoSubscriber::new());
-        let answer = timeout(ask.deadline, exchange).await.unwrap_or_else(|_| {
-            let seconds = ask.deadline.as_secs();
-            Err(ClusterError::Unreachable(format!(
-                "no answer in {seconds} s"
-            )))
-        });
+        let answer = timeout(ask.deadline, self.exchange(ask))
+            .await
+            .unwrap_or_else(|_| {
+                let seconds = ask.deadline.as_secs();
+                Err(ClusterError::Unreachable(format!(
+                    "no answer in {seconds} s"
+                )))
+            });
         let code = answer.as_ref().ok().map(|answer| answer.code);
         self.metrics.count(ask.verb.name(), ask.resource, code);
         answer
@@ -141,18 +160,12 @@ impl Wire {
     }
 
     async fn exchange(&self, ask: &Ask) -> Result<Answer, ClusterError> {
-        let unreachable = |error: kube::Error| ClusterError::Unreachable(chain(&error));
-        let response = self
-            .client
-            .send(ask.request()?)
-            .await
-            .map_err(unreachable)?;
-        let (head, body) = Response::into_parts(response);
-        let body = to_bytes(Body::new(body), LARGEST_ANSWER).await;
+        let response = self.client.send(ask.request()?).await?;
+        let (head, body) = response.into_parts();
         Ok(Answer {
             code: head.status.as_u16(),
             retry_after: retry_after(&head.headers),
-            body: body.map_err(|error| ClusterError::Unreadable(chain(&error)))?,
+            body,
         })
     }
 }
@@ -187,14 +200,14 @@ impl Ask {
         self
     }
 
-    fn request(&self) -> Result<Request<kube::client::Body>, ClusterError> {
+    fn request(&self) -> Result<Request<Vec<u8>>, ClusterError> {
         Request::builder()
             .method(self.verb.method())
             .uri(&self.path)
             .header(USER_AGENT, AGENT)
             .header(ACCEPT, JSON)
             .header(CONTENT_TYPE, self.verb.media_type())
-            .body(self.body.clone().into())
+            .body(self.body.clone())
             .map_err(|_| ClusterError::InvalidName(self.path.clone()))
     }
 }
@@ -217,7 +230,10 @@ impl Answer {
     pub(super) fn status(&self) -> Status {
         serde_json::from_slice(&self.body).unwrap_or_else(|_| {
             let text = String::from_utf8_lossy(&self.body);
-            Status::failure(text.trim(), "").with_code(self.code)
+            Status {
+                message: text.trim().into(),
+                ..Status::default()
+            }
         })
     }
 

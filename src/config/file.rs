@@ -24,7 +24,7 @@ use crate::config::sharing::Sharing;
 use crate::health::class::Class;
 
 pub use self::keys::{flags_with_a_key, keys};
-use self::node::{Content, Node};
+pub(crate) use self::node::{Content, Node};
 use self::walk::Walk;
 
 /// A larger file is refused: no configuration comes near it.
@@ -159,6 +159,22 @@ pub fn survey(bytes: &[u8]) -> (Settings, Vec<Fault>) {
 }
 
 fn tree(bytes: &[u8]) -> Result<Node, Fault> {
+    tree_or(bytes, |error| {
+        ours(error).map_or_else(|| without_place(error), str::to_owned)
+    })
+}
+
+/// The tree of a file that has secrets, which no word of a fault quotes.
+pub(crate) fn secret_tree(bytes: &[u8]) -> Result<Node, Fault> {
+    tree_or(bytes, |error| {
+        ours(error).unwrap_or("is no YAML").to_owned()
+    })
+}
+
+fn tree_or(
+    bytes: &[u8],
+    words: impl FnOnce(&serde_saphyr::Error) -> String,
+) -> Result<Node, Fault> {
     let whole = |what: &str| Fault {
         place: Place::default(),
         what: what.into(),
@@ -175,7 +191,7 @@ fn tree(bytes: &[u8]) -> Result<Node, Fault> {
                 line: error.location().map_or(0, |location| location.line()),
                 key: String::new(),
             },
-            what: one_line(&error),
+            what: words(innermost(&error)),
         })?;
     node.settle(text);
     Ok(node)
@@ -212,18 +228,25 @@ fn options() -> Options {
 }
 
 /// What stopped the reader, in our words where its own are for programmers.
-fn one_line(error: &serde_saphyr::Error) -> String {
+fn ours(error: &serde_saphyr::Error) -> Option<&'static str> {
     use serde_saphyr::Error;
     match error {
-        Error::MultipleDocuments { .. } => "has more than one document".into(),
-        Error::RecursiveReferencesRequireWeakTypes { .. } => "has an alias within itself".into(),
+        Error::MultipleDocuments { .. } => Some("has more than one document"),
+        Error::RecursiveReferencesRequireWeakTypes { .. } => Some("has an alias within itself"),
         Error::Budget { .. }
         | Error::AliasReplayLimitExceeded { .. }
         | Error::AliasReplayStackDepthExceeded { .. } => {
-            "is larger or deeper than any configuration".into()
+            Some("is larger or deeper than any configuration")
         }
-        Error::AliasError { error, .. } => one_line(error),
-        _ => without_place(error),
+        _ => None,
+    }
+}
+
+/// What an alias stands for is what is wrong.
+fn innermost(error: &serde_saphyr::Error) -> &serde_saphyr::Error {
+    match error {
+        serde_saphyr::Error::AliasError { error, .. } => innermost(error),
+        error => error,
     }
 }
 

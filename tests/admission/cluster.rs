@@ -149,7 +149,7 @@ impl Cluster {
         let kubeconfig = self.kubeconfig(&json!({"boundObjectRef": pod})).await;
         let file = self.folder.path().join(format!("{name}.kubeconfig"));
         fs::write(&file, kubeconfig.to_string()).expect("write a kubeconfig");
-        let door = Door::of(kubeconfig).await;
+        let door = Door::of(&kubeconfig);
         let kubeconfig = Some(file);
         Plugin { door, kubeconfig }
     }
@@ -157,7 +157,7 @@ impl Cluster {
     /// Somebody with a token of the plugin's account that is for no pod.
     pub async fn anywhere(&self) -> Plugin {
         Plugin {
-            door: Door::of(self.kubeconfig(&json!({})).await).await,
+            door: Door::of(&self.kubeconfig(&json!({})).await),
             kubeconfig: None,
         }
     }
@@ -223,13 +223,13 @@ impl Cluster {
 
 impl Plugin {
     /// The plugin's own way to the API server, on a node of that name.
-    pub async fn api(&self, node: &str) -> ApiServer {
+    pub fn api(&self, node: &str) -> ApiServer {
         let options = ClusterOptions {
             node_name: Some(node.into()),
             kubeconfig: self.kubeconfig.clone(),
         };
         let api = ApiServer::connect(&options, "gpu-device-plugin-x", ClusterMetrics::default());
-        api.await.expect("a way to the API server")
+        api.expect("a way to the API server")
     }
 
     /// Writes the status of a node.

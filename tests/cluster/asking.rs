@@ -18,8 +18,8 @@ use crate::rig::{NODE, cluster, connect, connect_counted, options, pod_facts, to
 
 const SECOND: Duration = Duration::from_secs(1);
 
-async fn refused(options: &ClusterOptions) -> String {
-    let connected = ApiServer::connect(options, "x", ClusterMetrics::default()).await;
+fn refused(options: &ClusterOptions) -> String {
+    let connected = ApiServer::connect(options, "x", ClusterMetrics::default());
     match connected {
         Err(ClusterError::NotConfigured(what)) => what,
         other => panic!("{other:?}"),
@@ -53,17 +53,17 @@ async fn what_is_missing_is_named() {
         node_name: None,
         ..good.clone()
     };
-    assert!(refused(&unnamed).await.contains("--node-name (NODE_NAME)"));
+    assert!(refused(&unnamed).contains("--node-name (NODE_NAME)"));
     let misnamed = ClusterOptions {
         node_name: Some("n1/../n2".into()),
         ..good.clone()
     };
-    assert!(refused(&misnamed).await.contains("no name of a node"));
+    assert!(refused(&misnamed).contains("no name of a node"));
     let nowhere = ClusterOptions {
         kubeconfig: Some("/nowhere/kubeconfig".into()),
         ..good.clone()
     };
-    assert!(refused(&nowhere).await.contains("/nowhere/kubeconfig"));
+    assert!(refused(&nowhere).contains("/nowhere/kubeconfig"));
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("kubeconfig");
     for text in ["", "{", "kind: Config", "\u{0}"] {
@@ -72,11 +72,7 @@ async fn what_is_missing_is_named() {
             kubeconfig: Some(file.clone()),
             ..good.clone()
         };
-        assert!(
-            refused(&garbled)
-                .await
-                .contains("cannot use the kubeconfig")
-        );
+        assert!(refused(&garbled).contains("cannot use the kubeconfig"));
     }
     assert_eq!(peer.summary(), [""; 0], "nothing was asked");
 }
@@ -91,24 +87,24 @@ async fn without_a_service_account_a_kubeconfig_is_asked_for() {
         node_name: Some(NODE.into()),
         kubeconfig: None,
     };
-    assert!(refused(&outside).await.contains("--kubeconfig"));
+    assert!(refused(&outside).contains("--kubeconfig"));
 }
 
 #[tokio::test]
 async fn nothing_is_asked_before_something_is_asked() {
     let peer = cluster();
-    let api = connect(&peer).await;
+    let api = connect(&peer);
     assert_eq!(api.node_name(), NODE);
     assert_eq!(peer.summary(), [""; 0]);
     peer.stop().await;
     // Nor does it have to be there.
-    connect(&peer).await;
+    connect(&peer);
 }
 
 #[tokio::test]
 async fn a_request_says_who_asks() {
     let peer = cluster();
-    connect(&peer).await.node().await.unwrap();
+    connect(&peer).node().await.unwrap();
     let agent = concat!("gpu-device-plugin/", env!("CARGO_PKG_VERSION"));
     assert_eq!(peer.requests()[0].agent, agent);
 }
@@ -119,7 +115,7 @@ async fn a_request_says_who_asks() {
 async fn a_pod_is_there_or_not() {
     let peer = cluster();
     let uid = peer.add_pod(pod("default", "train", "train", NODE));
-    let api = connect(&peer).await;
+    let api = connect(&peer);
     let facts = pod_facts(&api, "train").await;
     assert_eq!((facts.uid, facts.node_name.as_deref()), (uid, Some(NODE)));
     assert!(!facts.finished && !facts.terminating && facts.started.is_some());
@@ -132,7 +128,7 @@ async fn a_pod_is_there_or_not() {
 #[tokio::test]
 async fn what_is_no_name_is_not_asked_for() {
     let peer = cluster();
-    let api = connect(&peer).await;
+    let api = connect(&peer);
     for (namespace, name) in [
         ("default", ""),
         ("default", "../nodes"),
@@ -154,7 +150,7 @@ async fn what_is_no_name_is_not_asked_for() {
 async fn an_evicted_pod_ends_and_its_controller_makes_another() {
     let peer = cluster();
     let uid = peer.add_pod(pod("default", "train", "train", NODE));
-    let api = connect(&peer).await;
+    let api = connect(&peer);
     let facts = pod_facts(&api, "train").await;
     assert_eq!(api.evict(&facts).await, Ok(Eviction::Accepted));
     let new = |peer: &ApiServerPeer| match &peer.pods()[..] {
@@ -177,7 +173,7 @@ async fn an_evicted_pod_ends_and_its_controller_makes_another() {
 async fn a_pod_that_is_being_deleted_is_evicted_again_with_no_harm() {
     let peer = cluster_of_slow_pods();
     peer.add_pod(pod("default", "train", "train", NODE));
-    let api = connect(&peer).await;
+    let api = connect(&peer);
     let facts = pod_facts(&api, "train").await;
     for _ in 0..2 {
         assert_eq!(api.evict(&facts).await, Ok(Eviction::Accepted));
@@ -193,7 +189,7 @@ async fn another_pod_of_the_name_is_left_alone() {
     let mut first = pod("default", "train-0", "train", NODE);
     first["metadata"]["ownerReferences"][0]["kind"] = "StatefulSet".into();
     peer.add_pod(first);
-    let api = connect(&peer).await;
+    let api = connect(&peer);
     let facts = pod_facts(&api, "train-0").await;
     peer.end_pod("default", "train-0");
     assert_eq!(api.evict(&facts).await, Ok(Eviction::Gone));
@@ -204,7 +200,7 @@ async fn another_pod_of_the_name_is_left_alone() {
 async fn a_pod_whose_namespace_goes_goes_along() {
     let peer = cluster();
     peer.add_pod(pod("default", "train", "train", NODE));
-    let api = connect(&peer).await;
+    let api = connect(&peer);
     let facts = pod_facts(&api, "train").await;
     peer.end_namespace("default");
     assert_eq!(api.evict(&facts).await, Ok(Eviction::Gone));
@@ -216,7 +212,7 @@ async fn a_budget_holds_and_lets_go() {
     let peer = cluster_of_slow_pods();
     peer.add_pod(pod("default", "train", "train", NODE));
     peer.set_budget("budget", Budget::of("default", "train", 0));
-    let api = connect(&peer).await;
+    let api = connect(&peer);
     let facts = pod_facts(&api, "train").await;
     let held = api.evict(&facts).await.unwrap();
     let message = "The disruption budget budget needs 1 healthy pods and has 1 currently";
@@ -249,7 +245,7 @@ async fn a_budget_is_asked_before_the_uid_is_looked_at() {
     let peer = cluster();
     peer.add_pod(pod("default", "train", "train", NODE));
     peer.set_budget("budget", Budget::of("default", "train", 1));
-    let api = connect(&peer).await;
+    let api = connect(&peer);
     let mut facts = pod_facts(&api, "train").await;
     facts.uid = "another".into();
     assert_eq!(api.evict(&facts).await, Ok(Eviction::Gone));
@@ -272,7 +268,7 @@ async fn two_budgets_are_an_error_of_the_cluster() {
     for name in ["one", "two"] {
         peer.set_budget(name, Budget::of("default", "train", 1));
     }
-    let api = connect(&peer).await;
+    let api = connect(&peer);
     let error = api
         .evict(&pod_facts(&api, "train").await)
         .await
@@ -290,7 +286,7 @@ async fn two_budgets_are_an_error_of_the_cluster() {
 async fn a_refusal_for_lack_of_room_is_no_budgets() {
     let peer = cluster();
     peer.add_pod(pod("default", "train", "train", NODE));
-    let api = connect(&peer).await;
+    let api = connect(&peer);
     let facts = pod_facts(&api, "train").await;
     peer.fault(Fault::TooMany(7), On::any(), 2);
     let retry_after = Some(SECOND * 7);
@@ -306,7 +302,7 @@ async fn a_refusal_for_lack_of_room_is_no_budgets() {
 async fn a_refusal_names_the_right_that_is_missing() {
     let peer = cluster();
     peer.add_pod(pod("default", "train", "train", NODE));
-    let api = connect(&peer).await;
+    let api = connect(&peer);
     let facts = pod_facts(&api, "train").await;
     for (verb, resource) in [
         ("get", "pods"),
@@ -345,7 +341,7 @@ async fn credentials_that_are_not_taken_are_named() {
         ..options(&peer)
     };
     let api = ApiServer::connect(&options, "x", ClusterMetrics::default());
-    let error = api.await.unwrap().node().await.unwrap_err();
+    let error = api.unwrap().node().await.unwrap_err();
     assert_eq!(error, ClusterError::Unauthorized("Unauthorized".into()));
     assert!(error.to_string().contains("token"));
 }
@@ -354,7 +350,7 @@ async fn credentials_that_are_not_taken_are_named() {
 async fn an_api_server_that_fails_is_not_asked_twice() {
     let peer = cluster();
     let metrics = ClusterMetrics::default();
-    let api = connect_counted(&peer, &metrics).await;
+    let api = connect_counted(&peer, &metrics);
     for code in [500, 503, 504] {
         peer.fault(Fault::Status(code), On::any(), 1);
         let error = api.node().await.unwrap_err();
@@ -395,7 +391,7 @@ async fn the_library_says_nothing_of_what_the_caller_says() {
     let subscriber = tracing_subscriber::fmt().with_writer(lines.clone());
     let _guard = tracing::subscriber::set_default(subscriber.finish());
     let peer = cluster();
-    let api = connect(&peer).await;
+    let api = connect(&peer);
     peer.fault(Fault::Status(500), On::any(), 1);
     api.node().await.unwrap_err();
     peer.stop().await;
@@ -433,7 +429,7 @@ impl io::Write for Lines {
 async fn an_api_server_that_hangs_is_given_up() {
     let peer = cluster();
     peer.add_pod(pod("default", "train", "train", NODE));
-    let api = connect(&peer).await;
+    let api = connect(&peer);
     peer.fault(Fault::Hang, On::any(), usize::MAX);
     let start = tokio::time::Instant::now();
     let error = api.node().await.unwrap_err();
@@ -444,7 +440,7 @@ async fn an_api_server_that_hangs_is_given_up() {
 #[tokio::test]
 async fn requests_keep_to_a_rate() {
     let peer = cluster();
-    let api = connect(&peer).await;
+    let api = connect(&peer);
     let start = Instant::now();
     // A clone is no way around it.
     for _ in 0..7 {
@@ -462,16 +458,12 @@ async fn requests_keep_to_a_rate() {
 async fn an_event_on_a_pod_is_one_event_however_often_it_is_told() {
     let peer = cluster();
     let uid = peer.add_pod(pod("default", "train", "train", NODE));
-    let api = connect(&peer).await;
+    let api = connect(&peer);
     let facts = pod_facts(&api, "train").await;
     api.tell_pod(&facts, &told("1")).await.unwrap();
     api.tell_pod(&facts, &told("1")).await.unwrap();
     // After a restart, too.
-    connect(&peer)
-        .await
-        .tell_pod(&facts, &told("1"))
-        .await
-        .unwrap();
+    connect(&peer).tell_pod(&facts, &told("1")).await.unwrap();
     let events = peer.events("Pod", "train");
     assert_eq!(events.len(), 1, "{events:#?}");
     let event = &events[0];
@@ -490,7 +482,7 @@ async fn an_event_on_a_pod_is_one_event_however_often_it_is_told() {
 #[tokio::test]
 async fn an_event_whose_answer_was_lost_is_told_once() {
     let peer = cluster();
-    let api = connect(&peer).await;
+    let api = connect(&peer);
     peer.fault(Fault::LoseAnswer, On::any(), 1);
     let stored = |peer: &ApiServerPeer| (peer.count("create", "events") == 1).then_some(());
     let first = told("1");
@@ -506,7 +498,7 @@ async fn an_event_whose_answer_was_lost_is_told_once() {
 #[tokio::test]
 async fn an_event_on_the_node_is_where_events_on_nodes_are() {
     let peer = cluster();
-    connect(&peer).await.tell_node(&told("1")).await.unwrap();
+    connect(&peer).tell_node(&told("1")).await.unwrap();
     let event = &peer.events("Node", NODE)[0];
     assert_eq!(event["metadata"]["namespace"], "default");
     assert_eq!(
@@ -519,7 +511,7 @@ async fn an_event_on_the_node_is_where_events_on_nodes_are() {
 async fn an_event_on_a_pod_of_a_namespace_that_is_gone_is_nobodys() {
     let peer = cluster();
     peer.add_pod(pod("default", "train", "train", NODE));
-    let api = connect(&peer).await;
+    let api = connect(&peer);
     let mut facts = pod_facts(&api, "train").await;
     facts.namespace = "gone".into();
     assert_eq!(api.tell_pod(&facts, &told("1")).await, Ok(()));
@@ -530,7 +522,7 @@ async fn an_event_on_a_pod_of_a_namespace_that_is_gone_is_nobodys() {
 #[tokio::test]
 async fn the_condition_stands_beside_those_of_others() {
     let peer = cluster();
-    let api = connect(&peer).await;
+    let api = connect(&peer);
     let since = SystemTime::UNIX_EPOCH + SECOND * 1_800_000_000;
     let node = api.set_condition(&sick(), since).await.unwrap();
     assert!(!node.is_tainted());
@@ -549,7 +541,7 @@ async fn the_condition_stands_beside_those_of_others() {
 async fn a_node_that_is_not_there_is_named() {
     let peer = cluster();
     peer.remove_node(NODE);
-    let api = connect(&peer).await;
+    let api = connect(&peer);
     let error = api
         .set_condition(&sick(), SystemTime::now())
         .await
@@ -574,7 +566,7 @@ async fn the_taint_comes_and_goes_and_others_stay() {
     let mut tainted = node(NODE);
     tainted["spec"]["taints"] = json!([others()]);
     peer.add_node(tainted);
-    let api = connect(&peer).await;
+    let api = connect(&peer);
     let ours = json!({ "key": TAINT_KEY, "value": TAINT_VALUE, "effect": "NoSchedule" });
     for _ in 0..2 {
         api.set_taint(true).await.unwrap();
@@ -597,7 +589,7 @@ async fn a_taint_of_the_same_key_that_is_not_ours_stays() {
     let peer = cluster();
     let by_hand = json!([{ "key": TAINT_KEY, "value": "by-hand", "effect": "NoSchedule" }]);
     peer.edit_node(NODE, |node| node["spec"]["taints"] = by_hand.clone());
-    let api = connect(&peer).await;
+    let api = connect(&peer);
     for wanted in [true, false] {
         api.set_taint(wanted).await.unwrap();
         assert_eq!(json!(peer.taints(NODE)), by_hand);
@@ -608,7 +600,7 @@ async fn a_taint_of_the_same_key_that_is_not_ours_stays() {
 #[tokio::test]
 async fn a_node_that_changes_meanwhile_loses_nothing() {
     let peer = cluster();
-    let api = connect(&peer).await;
+    let api = connect(&peer);
     peer.fault(Fault::Hold, On::only("patch", "nodes"), 1);
     let patched = |peer: &ApiServerPeer| {
         let requests = peer.requests();
@@ -642,7 +634,7 @@ async fn a_node_that_changes_meanwhile_loses_nothing() {
 #[tokio::test]
 async fn a_node_that_never_holds_still_is_given_up() {
     let peer = cluster();
-    let api = connect(&peer).await;
+    let api = connect(&peer);
     peer.fault(Fault::Hold, On::only("patch", "nodes"), usize::MAX);
     let meddle = async {
         for patch in 1.. {

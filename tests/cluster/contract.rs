@@ -8,14 +8,13 @@
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use axum::body::{Body, to_bytes};
 use gpu_device_plugin::cluster::ClusterError;
 use gpu_device_plugin::cluster::api::{ApiServer, Eviction};
+use gpu_device_plugin::cluster::client::Client;
 use gpu_device_plugin::cluster::condition::{Condition, Status};
 use gpu_device_plugin::cluster::metrics::ClusterMetrics;
 use gpu_device_plugin::config::ClusterOptions;
 use http::Request;
-use kube::config::{Config, KubeConfigOptions, Kubeconfig};
 use serde_json::{Value, json};
 
 use crate::common::api_server::{ApiServerPeer, Budget, Options, node, pod};
@@ -30,7 +29,7 @@ const NOBODY: &str = "00000000-0000-0000-0000-000000000000";
 
 /// Either API server, and names that nobody has used there.
 struct World {
-    client: kube::Client,
+    client: Client,
     api: ApiServer,
     peer: Option<ApiServerPeer>,
     run: String,
@@ -62,23 +61,17 @@ impl Said {
 }
 
 impl World {
-    async fn new(kubeconfig: &Path, peer: Option<ApiServerPeer>) -> Self {
+    fn new(kubeconfig: &Path, peer: Option<ApiServerPeer>) -> Self {
         let run = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
         let run = format!("t{}", run.as_micros());
-        let config = Kubeconfig::read_from(kubeconfig).unwrap();
-        let context = KubeConfigOptions::default();
-        let config = Config::from_custom_kubeconfig(config, &context).await;
-        let mut config = config.unwrap();
-        // The client would wait out what is to be seen.
-        config.default_retry = false;
         let options = ClusterOptions {
             node_name: Some(format!("node-{run}")),
             kubeconfig: Some(kubeconfig.into()),
         };
         let api = ApiServer::connect(&options, "contract", ClusterMetrics::default());
         Self {
-            client: config.try_into().unwrap(),
-            api: api.await.unwrap(),
+            client: Client::by_kubeconfig(kubeconfig).unwrap(),
+            api: api.unwrap(),
             peer,
             run,
         }
@@ -93,10 +86,9 @@ impl World {
             .method(method)
             .uri(path)
             .header("content-type", media_type)
-            .body(body.to_string().into_bytes().into())
+            .body(body.to_string().into_bytes())
             .unwrap();
-        let (head, body) = self.client.send(request).await.unwrap().into_parts();
-        let bytes = to_bytes(Body::new(body), usize::MAX).await.unwrap();
+        let (head, bytes) = self.client.send(request).await.unwrap().into_parts();
         let retry_after = head.headers.get("retry-after");
         Said {
             code: head.status.as_u16(),
@@ -199,13 +191,13 @@ fn pod_path(name: &str) -> String {
     format!("/api/v1/namespaces/default/pods/{name}")
 }
 
-async fn double() -> World {
+fn double() -> World {
     let peer = ApiServerPeer::with(Options {
         pod_end: None,
         ..Options::default()
     })
     .unwrap();
-    World::new(&peer.kubeconfig(), Some(peer)).await
+    World::new(&peer.kubeconfig(), Some(peer))
 }
 
 // === What both answer ===
@@ -440,7 +432,7 @@ async fn hold(world: &World) {
 
 #[tokio::test]
 async fn the_api_server_of_these_tests_holds_the_contract() {
-    hold(&double().await).await;
+    hold(&double()).await;
 }
 
 #[tokio::test]
@@ -452,5 +444,5 @@ async fn a_real_api_server_holds_the_contract() {
     let folder = tempfile::tempdir().unwrap();
     let control_plane = ControlPlane::start(&programs, folder.path()).await;
     let kubeconfig = control_plane.kubeconfig("admin");
-    hold(&World::new(&kubeconfig, None).await).await;
+    hold(&World::new(&kubeconfig, None)).await;
 }

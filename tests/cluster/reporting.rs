@@ -34,9 +34,9 @@ struct Reporting {
 }
 
 impl Reporting {
-    async fn start(peer: &ApiServerPeer, options: &ReporterOptions) -> Self {
+    fn start(peer: &ApiServerPeer, options: &ReporterOptions) -> Self {
         let (reports, seen) = watch::channel(Arc::default());
-        let reporter = Reporter::new(connect(peer).await, seen, options);
+        let reporter = Reporter::new(connect(peer), seen, options);
         Self {
             reports,
             task: tokio::spawn(reporter.run()),
@@ -109,7 +109,7 @@ async fn taken(peer: &ApiServerPeer, verb: &str, resource: &str, count: usize) {
 #[tokio::test]
 async fn when_all_is_well_there_is_one_request_in_a_life() {
     let peer = cluster();
-    let reporting = Reporting::start(&peer, &tainting()).await;
+    let reporting = Reporting::start(&peer, &tainting());
     // Not every GPU has been looked at.
     reporting.report(HealthReport {
         complete: false,
@@ -141,7 +141,7 @@ async fn when_all_is_well_there_is_one_request_in_a_life() {
 #[tokio::test]
 async fn a_sick_gpu_is_told_and_told_well_again() {
     let peer = cluster();
-    let reporting = Reporting::start(&peer, &options()).await;
+    let reporting = Reporting::start(&peer, &options());
     reporting.report(report(8, &[]));
     status(&peer, "True").await;
     reporting.report(report(8, &[3]));
@@ -171,7 +171,7 @@ async fn a_sick_gpu_is_told_and_told_well_again() {
 #[tokio::test]
 async fn a_nodes_fault_is_told() {
     let peer = cluster();
-    let reporting = Reporting::start(&peer, &tainting()).await;
+    let reporting = Reporting::start(&peer, &tainting());
     reporting.report(report(1, &[]));
     status(&peer, "True").await;
     let fault = NodeFault {
@@ -200,7 +200,7 @@ async fn a_nodes_fault_is_told() {
 async fn a_restart_writes_once_and_tells_nothing_twice() {
     let peer = cluster();
     let folder = tempfile::tempdir().unwrap();
-    let reporting = Reporting::start(&peer, &keeping(folder.path())).await;
+    let reporting = Reporting::start(&peer, &keeping(folder.path()));
     reporting.report(report(2, &[1]));
     events(&peer, 1).await;
     let before = status(&peer, "False").await;
@@ -210,7 +210,7 @@ async fn a_restart_writes_once_and_tells_nothing_twice() {
     let long_ago = "False 2026-01-01T00:00:00Z\n";
     std::fs::write(folder.path().join("gpu-healthy"), long_ago).unwrap();
 
-    let reporting = Reporting::start(&peer, &keeping(folder.path())).await;
+    let reporting = Reporting::start(&peer, &keeping(folder.path()));
     reporting.report(report(2, &[1]));
     let told = |peer: &ApiServerPeer| (peer.summary().len() == mark + 2).then_some(());
     peer.wait_for("a write and an event", LONG, told)
@@ -241,7 +241,7 @@ async fn a_restart_writes_once_and_tells_nothing_twice() {
 async fn a_state_folder_that_cannot_be_written_holds_nothing_up() {
     let peer = cluster();
     let options = keeping(Path::new("/proc/nowhere"));
-    let reporting = Reporting::start(&peer, &options).await;
+    let reporting = Reporting::start(&peer, &options);
     reporting.report(report(1, &[]));
     status(&peer, "True").await;
     reporting.report(report(1, &[0]));
@@ -253,7 +253,7 @@ async fn a_state_folder_that_cannot_be_written_holds_nothing_up() {
 #[tokio::test]
 async fn an_api_server_that_is_away_is_told_the_last_word_when_it_is_back() {
     let peer = cluster();
-    let reporting = Reporting::start(&peer, &options()).await;
+    let reporting = Reporting::start(&peer, &options());
     reporting.report(report(8, &[]));
     status(&peer, "True").await;
     peer.stop().await;
@@ -281,7 +281,7 @@ async fn an_api_server_that_is_away_is_told_the_last_word_when_it_is_back() {
 #[tokio::test]
 async fn what_went_away_meanwhile_costs_nothing() {
     let peer = cluster();
-    let reporting = Reporting::start(&peer, &options()).await;
+    let reporting = Reporting::start(&peer, &options());
     reporting.report(report(8, &[]));
     status(&peer, "True").await;
     peer.stop().await;
@@ -315,7 +315,7 @@ async fn an_api_server_in_trouble_is_asked_again() {
         peer.fault(fault, On::only("patch", "nodes/status"), 1);
     }
     peer.fault(Fault::Status(504), On::only("create", "events"), 2);
-    let reporting = Reporting::start(&peer, &options()).await;
+    let reporting = Reporting::start(&peer, &options());
     reporting.report(report(2, &[0]));
     events(&peer, 1).await;
     let mut summary = peer.summary();
@@ -330,7 +330,7 @@ async fn an_api_server_in_trouble_is_asked_again() {
 #[tokio::test]
 async fn a_node_that_is_registered_later_is_told_then() {
     let peer = ApiServerPeer::start().unwrap();
-    let reporting = Reporting::start(&peer, &options()).await;
+    let reporting = Reporting::start(&peer, &options());
     reporting.report(report(1, &[]));
     let refused = |peer: &ApiServerPeer| (peer.requests().len() >= 3).then_some(());
     peer.wait_for("some tries", LONG, refused).await.unwrap();
@@ -342,7 +342,7 @@ async fn a_node_that_is_registered_later_is_told_then() {
 async fn without_the_right_to_events_the_condition_is_written_all_the_same() {
     let peer = cluster();
     peer.forbid("create", "events");
-    let reporting = Reporting::start(&peer, &options()).await;
+    let reporting = Reporting::start(&peer, &options());
     for sick in [&[][..], &[1], &[], &[1]] {
         reporting.report(report(2, sick));
         status(&peer, if sick.is_empty() { "True" } else { "False" }).await;
@@ -370,7 +370,7 @@ async fn taints(peer: &ApiServerPeer, wanted: &[Value]) {
 #[tokio::test]
 async fn the_node_is_tainted_while_every_gpu_is_sick() {
     let peer = cluster();
-    let reporting = Reporting::start(&peer, &tainting()).await;
+    let reporting = Reporting::start(&peer, &tainting());
     reporting.report(report(2, &[0]));
     events(&peer, 1).await;
     assert_eq!(peer.taints(NODE), [Value::Null; 0]);
@@ -388,13 +388,13 @@ async fn a_taint_of_an_earlier_process_goes_when_it_should() {
     peer.edit_node(NODE, |node| {
         node["spec"]["taints"] = json!([by_hand, ours()]);
     });
-    let reporting = Reporting::start(&peer, &tainting()).await;
+    let reporting = Reporting::start(&peer, &tainting());
     reporting.report(report(1, &[0]));
     events(&peer, 1).await;
     reporting.kill().await;
     assert_eq!(peer.count("patch", "nodes"), 0, "it is right as it is");
 
-    let reporting = Reporting::start(&peer, &options()).await;
+    let reporting = Reporting::start(&peer, &options());
     reporting.report(report(1, &[0]));
     taints(&peer, &[by_hand]).await;
 }
@@ -404,7 +404,7 @@ async fn a_taint_of_an_earlier_process_goes_when_it_should() {
 #[tokio::test]
 async fn it_ends_with_those_who_report() {
     let peer = cluster();
-    let reporting = Reporting::start(&peer, &options()).await;
+    let reporting = Reporting::start(&peer, &options());
     reporting.report(report(1, &[]));
     taken(&peer, "patch", "nodes/status", 1).await;
     drop(reporting.reports);

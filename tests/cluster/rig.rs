@@ -29,14 +29,12 @@ pub(crate) fn options(peer: &ApiServerPeer) -> ClusterOptions {
     }
 }
 
-pub(crate) async fn connect(peer: &ApiServerPeer) -> ApiServer {
-    connect_counted(peer, &ClusterMetrics::default()).await
+pub(crate) fn connect(peer: &ApiServerPeer) -> ApiServer {
+    connect_counted(peer, &ClusterMetrics::default())
 }
 
-pub(crate) async fn connect_counted(peer: &ApiServerPeer, metrics: &ClusterMetrics) -> ApiServer {
-    ApiServer::connect(&options(peer), "plugin-x", metrics.clone())
-        .await
-        .unwrap()
+pub(crate) fn connect_counted(peer: &ApiServerPeer, metrics: &ClusterMetrics) -> ApiServer {
+    ApiServer::connect(&options(peer), "plugin-x", metrics.clone()).unwrap()
 }
 
 /// A pod of `default` as the API server knows it.

@@ -12,7 +12,7 @@
 )]
 
 #[path = "control_plane/certificates.rs"]
-mod certificates;
+pub mod certificates;
 #[path = "control_plane/door.rs"]
 pub mod door;
 
@@ -104,7 +104,7 @@ impl ControlPlane {
         certificates.server("api-server", "/CN=kube-apiserver", &[LOCALHOST]);
         certificates.client("admin", "/O=system:masters/CN=admin");
         let port = free_port();
-        let admin = Door::of(certificates.kubeconfig("admin", &server(port))).await;
+        let admin = Door::of(&certificates.kubeconfig("admin", &server(port)));
         let etcd = free_port();
         let mut control_plane = Self {
             daemons: Vec::new(),

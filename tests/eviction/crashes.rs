@@ -35,13 +35,13 @@ fn gone(rig: &Rig) -> Option<()> {
 async fn whoever_comes_after_a_crash_evicts_once_whether_or_not_the_request_was_done() {
     for place in 0..REQUESTS.len() {
         for done in [true, false] {
-            let mut rig = Rig::start(1, evict()).await;
+            let mut rig = Rig::start(1, evict());
             rig.pod("train", &[0]);
             crash_at(&mut rig, place).await;
             if done {
                 rig.cluster.release();
             }
-            rig.start_evictor().await;
+            rig.start_evictor();
             rig.wait("the pod to go", gone).await;
             rig.cluster.release();
             rig.kubelet.forget(NAMESPACE, "train");
@@ -56,7 +56,7 @@ async fn whoever_comes_after_a_crash_evicts_once_whether_or_not_the_request_was_
 
 #[tokio::test]
 async fn it_is_stopped_again_and_again_and_gets_there_all_the_same() {
-    let mut rig = Rig::start(1, evict()).await;
+    let mut rig = Rig::start(1, evict());
     rig.pod("train", &[0]);
     rig.sicken(&[0]);
     let mut lives = 0;
@@ -70,7 +70,7 @@ async fn it_is_stopped_again_and_again_and_gets_there_all_the_same() {
         };
         rig.wait("a request", enough).await;
         rig.crash().await;
-        rig.start_evictor().await;
+        rig.start_evictor();
     }
     assert!(lives >= 3);
     rig.kubelet.forget(NAMESPACE, "train");
@@ -82,7 +82,7 @@ async fn it_is_stopped_again_and_again_and_gets_there_all_the_same() {
 
 #[tokio::test]
 async fn an_eviction_without_an_answer_is_looked_up_and_not_repeated() {
-    let mut rig = Rig::start(1, evict()).await;
+    let mut rig = Rig::start(1, evict());
     rig.pod("train", &[0]);
     rig.cluster
         .fault(Fault::LoseAnswer, On::only("create", "pods/eviction"), 1);
@@ -90,7 +90,7 @@ async fn an_eviction_without_an_answer_is_looked_up_and_not_repeated() {
     rig.wait("the pod to go", gone).await;
     rig.crash().await;
     rig.kubelet.forget(NAMESPACE, "train");
-    rig.start_evictor().await;
+    rig.start_evictor();
     rig.some_time().await;
     let evictions = |rig: &Rig| {
         let requests = rig.cluster.requests();
@@ -105,7 +105,7 @@ async fn an_eviction_without_an_answer_is_looked_up_and_not_repeated() {
 
 #[tokio::test]
 async fn two_processes_do_not_evict_at_once() {
-    let mut rig = Rig::start(1, evict()).await;
+    let mut rig = Rig::start(1, evict());
     rig.pod("train", &[0]);
     rig.cluster
         .fault(Fault::Hold, On::only("create", "pods/eviction"), 1);
@@ -119,7 +119,7 @@ async fn two_processes_do_not_evict_at_once() {
     };
     rig.wait("the eviction", asked).await;
     let requests = rig.cluster.requests().len();
-    let other = rig.another_evictor().await;
+    let other = rig.another_evictor();
     for _ in 0..100 {
         rig.reports.send_modify(|_| {});
         tokio::task::yield_now().await;
@@ -133,7 +133,7 @@ async fn two_processes_do_not_evict_at_once() {
 
 #[tokio::test]
 async fn a_damaged_record_is_put_aside() {
-    let rig = Rig::start(1, evict()).await;
+    let rig = Rig::start(1, evict());
     let state = rig.folder.path().join("state");
     fs::create_dir_all(&state).unwrap();
     fs::write(state.join(FILE), "no record").unwrap();
@@ -148,7 +148,7 @@ async fn a_damaged_record_is_put_aside() {
 
 #[tokio::test]
 async fn what_cannot_be_written_down_is_not_done() {
-    let rig = Rig::start(1, evict()).await;
+    let rig = Rig::start(1, evict());
     let record = rig.folder.path().join("state").join(FILE);
     rig.pod("train", &[0]);
     rig.cluster.fault(Fault::Hold, On::only("get", "pods"), 1);

@@ -25,7 +25,7 @@ fn hours() -> EvictionOptions {
 
 #[tokio::test]
 async fn a_pod_is_told_and_evicted_by_its_uid_and_the_one_beside_it_is_not() {
-    let rig = Rig::start(2, evict()).await;
+    let rig = Rig::start(2, evict());
     let uid = rig.pod("train", &[0]);
     rig.pod("beside", &[1]);
     rig.sicken(&[0]);
@@ -57,7 +57,7 @@ async fn nobody_is_asked_while_all_is_well_or_eviction_is_off() {
         mode: EvictionMode::Off,
         ..evict()
     };
-    let rig = Rig::start(2, off).await;
+    let rig = Rig::start(2, off);
     rig.pod("train", &[0]);
     rig.sicken(&[0]);
     rig.heal(&[0]);
@@ -83,7 +83,7 @@ async fn a_pod_with_several_sick_devices_is_evicted_once() {
         max_sick_percent: 100,
         ..evict()
     };
-    let rig = Rig::start(2, options).await;
+    let rig = Rig::start(2, options);
     rig.pod("train", &[0, 1]);
     rig.sicken(&[0, 1]);
     rig.evicted(1).await;
@@ -94,7 +94,7 @@ async fn a_pod_with_several_sick_devices_is_evicted_once() {
 
 #[tokio::test]
 async fn a_gpu_that_is_well_again_within_the_grace_keeps_its_pod() {
-    let rig = Rig::start(2, hours()).await;
+    let rig = Rig::start(2, hours());
     rig.pod("train", &[0]);
     rig.annotated("hasty", &[1], json!({ EVICTION_GRACE: "0s" }));
     rig.sicken(&[0]);
@@ -117,7 +117,7 @@ async fn a_gpu_that_is_well_again_within_the_grace_keeps_its_pod() {
 
 #[tokio::test]
 async fn a_gpu_that_recovers_moves_nobody_any_more() {
-    let rig = Rig::start(2, hours()).await;
+    let rig = Rig::start(2, hours());
     rig.pod("train", &[0]);
     rig.sicken(&[0]);
     rig.tells("train", "WillEvict").await;
@@ -139,7 +139,7 @@ async fn a_gpu_that_recovers_moves_nobody_any_more() {
 
 #[tokio::test]
 async fn pods_that_stay_are_told_why() {
-    let rig = Rig::start(1, evict()).await;
+    let rig = Rig::start(1, evict());
     rig.annotated("opted-out", &[0], json!({ EVICTION: "false" }));
     rig.annotated("unclear", &[0], json!({ EVICTION: "never" }));
     rig.annotated("undated", &[0], json!({ EVICTION_GRACE: "10min" }));
@@ -179,7 +179,7 @@ async fn pods_that_stay_are_told_why() {
 
 #[tokio::test]
 async fn a_pod_that_ends_by_itself_is_left_alone() {
-    let mut rig = Rig::start(1, evict()).await;
+    let mut rig = Rig::start(1, evict());
     rig.pod_like("done", &[0], |pod| {
         pod["status"]["phase"] = json!("Succeeded");
     });
@@ -204,7 +204,7 @@ async fn a_pod_that_ends_by_itself_is_left_alone() {
 
 #[tokio::test]
 async fn where_it_only_reports_a_pod_is_told_what_would_be_and_goes_when_it_evicts() {
-    let rig = Rig::start(1, report()).await;
+    let rig = Rig::start(1, report());
     rig.pod("train", &[0]);
     rig.sicken(&[0]);
     rig.tells("train", "WouldEvict").await;
@@ -218,7 +218,7 @@ async fn where_it_only_reports_a_pod_is_told_what_would_be_and_goes_when_it_evic
 
 #[tokio::test]
 async fn a_disruption_budget_holds_for_as_long_as_it_wants_and_is_told_of_once() {
-    let rig = Rig::start(1, evict()).await;
+    let rig = Rig::start(1, evict());
     rig.pod("train", &[0]);
     rig.cluster
         .set_budget("all", Budget::of(NAMESPACE, "app", 0));
@@ -244,7 +244,7 @@ async fn a_disruption_budget_holds_for_as_long_as_it_wants_and_is_told_of_once()
 
 #[tokio::test]
 async fn while_too_many_gpus_are_sick_nobody_is_evicted() {
-    let rig = Rig::start(2, evict()).await;
+    let rig = Rig::start(2, evict());
     rig.pod("first", &[0]);
     rig.pod("second", &[1]);
     rig.sicken(&[0, 1]);
@@ -265,7 +265,7 @@ async fn the_only_gpu_of_a_node_is_no_share() {
         max_sick_percent: 1,
         ..evict()
     };
-    let rig = Rig::start(1, options).await;
+    let rig = Rig::start(1, options);
     rig.pod("train", &[0]);
     rig.sicken(&[0]);
     rig.evicted(1).await;
@@ -277,7 +277,7 @@ async fn no_more_are_evicted_than_the_rate_allows() {
         per_minute: 2,
         ..evict()
     };
-    let rig = Rig::start(1, options).await;
+    let rig = Rig::start(1, options);
     for name in ["a", "b", "c", "d"] {
         rig.pod(name, &[0]);
     }
@@ -295,7 +295,7 @@ async fn a_successor_of_the_same_name_is_not_taken_for_its_predecessor() {
         new_pods_on: Some(NODE.into()),
         ..Options::default()
     };
-    let rig = Rig::with(2, hours(), cluster).await;
+    let rig = Rig::with(2, hours(), cluster);
     let first = rig.pod_like("web-0", &[0], stateful);
     rig.sicken(&[0]);
     rig.tells("web-0", "WillEvict").await;

@@ -74,11 +74,11 @@ fn pace() -> Pace {
 
 impl Rig {
     /// With the evictor at work, and so many GPUs that are well.
-    pub(crate) async fn start(gpus: usize, options: EvictionOptions) -> Self {
-        Self::with(gpus, options, Options::default()).await
+    pub(crate) fn start(gpus: usize, options: EvictionOptions) -> Self {
+        Self::with(gpus, options, Options::default())
     }
 
-    pub(crate) async fn with(gpus: usize, options: EvictionOptions, cluster: Options) -> Self {
+    pub(crate) fn with(gpus: usize, options: EvictionOptions, cluster: Options) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let cluster = ApiServerPeer::with(cluster).unwrap();
         cluster.add_node(node(NODE));
@@ -91,16 +91,16 @@ impl Rig {
             metrics: EvictionMetrics::default(),
             evictor: None,
         };
-        rig.start_evictor().await;
+        rig.start_evictor();
         rig
     }
 
     /// Starts the evictor, as after a crash if there was one.
-    pub(crate) async fn start_evictor(&mut self) {
-        self.evictor = Some(self.another_evictor().await);
+    pub(crate) fn start_evictor(&mut self) {
+        self.evictor = Some(self.another_evictor());
     }
 
-    pub(crate) async fn another_evictor(&self) -> JoinHandle<()> {
+    pub(crate) fn another_evictor(&self) -> JoinHandle<()> {
         let options = ClusterOptions {
             node_name: Some(NODE.into()),
             kubeconfig: Some(self.cluster.kubeconfig()),
@@ -112,7 +112,7 @@ impl Rig {
             state_dir: self.folder.path().join("state"),
             boot_id: BOOT.into(),
         };
-        let evictor = Evictor::new(api.await.unwrap(), places, self.metrics.clone());
+        let evictor = Evictor::new(api.unwrap(), places, self.metrics.clone());
         let evictor = evictor.with_pace(pace());
         let (reports, options) = (self.reports.subscribe(), self.options.subscribe());
         tokio::spawn(evictor.run(reports, options))

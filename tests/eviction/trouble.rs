@@ -9,7 +9,7 @@ use crate::rig::{NAMESPACE, Rig, evict};
 
 #[tokio::test]
 async fn an_api_server_that_was_away_is_asked_again() {
-    let rig = Rig::start(1, evict()).await;
+    let rig = Rig::start(1, evict());
     rig.pod("train", &[0]);
     rig.cluster.stop().await;
     rig.sicken(&[0]);
@@ -21,7 +21,7 @@ async fn an_api_server_that_was_away_is_asked_again() {
 
 /// Arms a fault for each of the requests of one eviction, and waits for its end.
 async fn evicts_in_spite_of(fault: Fault, times: usize, resources: &[&'static str]) {
-    let rig = Rig::start(1, evict()).await;
+    let rig = Rig::start(1, evict());
     rig.pod("train", &[0]);
     for &resource in resources {
         let verb = if resource == "pods" { "get" } else { "create" };
@@ -61,7 +61,7 @@ async fn an_eviction_whose_answer_is_lost_is_one_eviction() {
 
 #[tokio::test]
 async fn an_event_that_cannot_be_written_holds_up_nothing_for_ever() {
-    let rig = Rig::start(1, evict()).await;
+    let rig = Rig::start(1, evict());
     rig.pod("train", &[0]);
     rig.cluster.forbid("create", "events");
     rig.sicken(&[0]);
@@ -73,7 +73,7 @@ async fn an_event_that_cannot_be_written_holds_up_nothing_for_ever() {
 
 #[tokio::test]
 async fn one_pod_that_may_not_be_evicted_holds_up_no_other() {
-    let rig = Rig::start(1, evict()).await;
+    let rig = Rig::start(1, evict());
     rig.pod("a-first", &[0]);
     rig.cluster.end_namespace(NAMESPACE);
     rig.sicken(&[0]);
@@ -87,7 +87,7 @@ async fn one_pod_that_may_not_be_evicted_holds_up_no_other() {
 
 #[tokio::test]
 async fn a_kubelet_that_is_away_or_overloaded_is_asked_again() {
-    let rig = Rig::start(1, evict()).await;
+    let rig = Rig::start(1, evict());
     rig.pod("train", &[0]);
     rig.kubelet.fault(KubeletFault::RateLimit, 3);
     rig.kubelet.fault(KubeletFault::Flood, 1);

@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::time::SystemTime;
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde::Deserialize;
+
+use crate::cluster::time;
 
 /// The kubelet's mark on the API server's picture of a pod that comes from a
 /// file on the node (Kubernetes' pkg/kubelet/types/pod_update.go).
@@ -35,8 +36,7 @@ pub struct PodFacts {
     pub started: Option<SystemTime>,
 }
 
-/// A pod in the API server's JSON. The client library's own type has some
-/// hundred others in it, each with its code.
+/// A pod in the API server's JSON.
 #[derive(Debug, Deserialize)]
 pub(super) struct Pod {
     metadata: Metadata,
@@ -77,7 +77,8 @@ struct Spec {
 struct Status {
     #[serde(default)]
     phase: String,
-    start_time: Option<Time>,
+    #[serde(default, deserialize_with = "time::optional")]
+    start_time: Option<SystemTime>,
 }
 
 impl From<Pod> for PodFacts {
@@ -98,7 +99,7 @@ impl From<Pod> for PodFacts {
             is_static: annotations.contains_key(MIRROR),
             is_daemon_set: owner_references.iter().any(is_daemon_set),
             annotations,
-            started: pod.status.start_time.map(|time| time.0.into()),
+            started: pod.status.start_time,
         }
     }
 }

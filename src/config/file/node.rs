@@ -6,17 +6,17 @@ use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 
 /// A value or a key.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Node {
+pub(crate) struct Node {
     /// From 1; 0 where it is not known.
-    pub(super) line: u64,
+    pub(crate) line: u64,
     /// Where it is spelled, in bytes of the file.
     pub(super) start: u64,
     pub(super) length: u64,
-    pub(super) content: Content,
+    pub(crate) content: Content,
 }
 
 #[derive(Clone, Debug, PartialEq)]
-pub(super) enum Content {
+pub(crate) enum Content {
     /// Nothing, `~` or `null`.
     Nothing,
     Text(String),
@@ -56,7 +56,7 @@ impl Node {
     }
 
     /// The text of a value that is one.
-    pub(super) fn text(&self) -> Option<&str> {
+    pub(crate) fn text(&self) -> Option<&str> {
         match &self.content {
             Content::Text(text) | Content::Literal(text) => Some(text),
             _ => None,
@@ -74,7 +74,7 @@ impl Node {
     }
 
     /// What it is, for people.
-    pub(super) fn kind(&self) -> &'static str {
+    pub(crate) fn kind(&self) -> &'static str {
         match self.content {
             Content::Nothing => "nothing",
             Content::Text(_) | Content::Literal(_) => "one value",

@@ -1,7 +1,7 @@
 //! Patches: RFC 7386's, and the strategic one for a node's conditions.
 
 use axum::http::StatusCode;
-use k8s_openapi::jiff::Timestamp;
+use gpu_device_plugin::cluster::time::parse;
 use serde_json::{Map, Value, json};
 
 use super::answer::{Answer, Refusal};
@@ -118,9 +118,7 @@ fn decode(node: &mut Value) -> Result<(), Refusal> {
 
 fn check_time(condition: &mut Map<String, Value>, field: &str) -> Result<(), Refusal> {
     let time = condition.entry(field).or_insert(Value::Null);
-    let is_time = time
-        .as_str()
-        .is_some_and(|time| time.parse::<Timestamp>().is_ok());
+    let is_time = time.as_str().is_some_and(|time| parse(time).is_some());
     if time.is_null() || is_time {
         return Ok(());
     }

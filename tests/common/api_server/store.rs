@@ -4,8 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Instant, SystemTime};
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use k8s_openapi::jiff::Timestamp;
+use gpu_device_plugin::cluster::time::rfc3339;
 use serde_json::{Value, json};
 use tokio::sync::Notify;
 
@@ -52,8 +51,7 @@ pub fn pod(namespace: &str, name: &str, app: &str, node: &str) -> Value {
 }
 
 pub(super) fn now() -> Value {
-    let now = Timestamp::try_from(SystemTime::now()).unwrap_or_default();
-    json!(Time(now))
+    rfc3339(SystemTime::now()).into()
 }
 
 /// The store, what is wrong with it, and who asked.

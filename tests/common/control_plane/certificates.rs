@@ -37,6 +37,7 @@ impl Certificates {
         let addresses = addresses.iter().map(|address| format!(",IP:{address}"));
         let addresses: String = addresses.collect();
         let names = format!("subjectAltName=DNS:localhost{addresses}\n");
+        self.make_key(name);
         self.sign(
             name,
             subject,
@@ -46,6 +47,13 @@ impl Certificates {
 
     /// The certificate of a client; the subject is its user (CN) and group (O).
     pub fn client(&self, name: &str, subject: &str) {
+        self.make_key(name);
+        self.sign(name, subject, "extendedKeyUsage=clientAuth\n");
+    }
+
+    /// The same with a key that openssl makes by these arguments, into NAME.key.
+    pub fn client_with(&self, name: &str, subject: &str, key: &str) {
+        self.openssl(&format!("{key} -out {name}.key"));
         self.sign(name, subject, "extendedKeyUsage=clientAuth\n");
     }
 
@@ -87,7 +95,6 @@ impl Certificates {
     }
 
     fn sign(&self, name: &str, subject: &str, extensions: &str) {
-        self.make_key(name);
         let common = "basicConstraints=CA:FALSE\nkeyUsage=critical,digitalSignature\n";
         let file = self.file(&format!("{name}.extensions"));
         fs::write(file, format!("{common}{extensions}")).expect("write the extensions");

@@ -2,11 +2,17 @@
 //! asked and answered stands in the tests as it is sent.
 
 use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
 
+use axum::body::Bytes;
+use gpu_device_plugin::cluster::client::Client;
 use http::{Method, Request};
-use kube::config::{Config, KubeConfigOptions, Kubeconfig};
-use kube::{Client, Error};
 use serde_json::{Value, json};
+use tokio::time::timeout;
+
+/// Longer than an API server keeps anybody waiting.
+const DEADLINE: Duration = Duration::from_secs(90);
 
 /// What the API server said instead of doing it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,17 +51,19 @@ impl Patch {
 /// A user at the API server's door.
 #[derive(Clone)]
 pub struct Door {
-    client: Client,
+    client: Arc<Client>,
 }
 
 impl Door {
-    pub async fn of(kubeconfig: Value) -> Self {
-        let kubeconfig: Kubeconfig = serde_json::from_value(kubeconfig).expect("a kubeconfig");
-        let options = KubeConfigOptions::default();
-        let config = Config::from_custom_kubeconfig(kubeconfig, &options);
-        let config = config.await.expect("a good kubeconfig");
-        let client = Client::try_from(config).expect("a client");
-        Self { client }
+    /// By a kubeconfig whose paths are absolute.
+    pub fn of(kubeconfig: &Value) -> Self {
+        let file = tempfile::NamedTempFile::new().expect("a temporary file");
+        // JSON is YAML.
+        std::fs::write(file.path(), kubeconfig.to_string()).expect("write a kubeconfig");
+        let client = Client::by_kubeconfig(file.path()).expect("a good kubeconfig");
+        Self {
+            client: Arc::new(client),
+        }
     }
 
     pub async fn get(&self, path: &str) -> Answer {
@@ -80,8 +88,8 @@ impl Door {
     /// The plain text that a path answers.
     pub async fn text(&self, path: &str) -> Result<String, Refusal> {
         let request = Request::get(path).body(Vec::new()).expect("a request");
-        let answer = self.client.request_text(request).await;
-        answer.map_err(refusal)
+        let text = self.send(request).await?;
+        Ok(String::from_utf8_lossy(&text).into_owned())
     }
 
     /// Makes an object be as the manifest says, as `kubectl apply --server-side`.
@@ -98,20 +106,24 @@ impl Door {
             .header("Content-Type", kind)
             .body(body.unwrap_or_default())
             .expect("a request");
-        self.client.request(request).await.map_err(refusal)
+        let answer = self.send(request).await?;
+        Ok(serde_json::from_slice(&answer).expect("JSON"))
     }
-}
 
-fn refusal(error: Error) -> Refusal {
-    match error {
-        Error::Api(status) => Refusal {
-            code: status.code,
-            message: status.message,
-        },
-        error => Refusal {
-            code: 0,
-            message: error.to_string(),
-        },
+    async fn send(&self, request: Request<Vec<u8>>) -> Result<Bytes, Refusal> {
+        let sent = timeout(DEADLINE, self.client.send(request)).await;
+        let none = |message: String| Refusal { code: 0, message };
+        let answer = sent.map_err(|_| none("no answer in time".into()))?;
+        let answer = answer.map_err(|error| none(error.to_string()))?;
+        if answer.status().is_success() {
+            return Ok(answer.into_body());
+        }
+        let status: Value = serde_json::from_slice(answer.body()).unwrap_or_default();
+        let text = || String::from_utf8_lossy(answer.body()).into_owned();
+        Err(Refusal {
+            code: answer.status().as_u16(),
+            message: status["message"].as_str().map_or_else(text, str::to_owned),
+        })
     }
 }
 

@@ -157,7 +157,7 @@ impl Soak {
 
     /// Everybody does what is planned for the round.
     async fn round(&self, round: &Round) -> Outcome {
-        self.truth.set_calm(round.calm.iter().copied());
+        self.calm(round.calm.iter().copied())?;
         let (mut house, mut half, mut pods) = (House::default(), Vec::new(), Vec::new());
         let [first, second] = &round.requests;
         let [sick, sicker] = &round.faults;

@@ -130,7 +130,7 @@ impl Soak {
         self.stop_and_start().await
     }
 
-    async fn stop_and_start(&self) -> Outcome<usize> {
+    pub(crate) async fn stop_and_start(&self) -> Outcome<usize> {
         let kubelet = &self.running.kubelet;
         kubelet.stop().await;
         let mark = kubelet.mark();

@@ -426,7 +426,7 @@ fn timed<A>(
 fn kubelet(rng: &mut Rng, long: bool) -> Vec<Timed<KubeletAction>> {
     use KubeletAction as A;
     let count = if long { 12 } else { 7 };
-    let mut actions = timed(rng, count, 50..700, |rng| {
+    let mut actions = timed(rng, count, 100..1200, |rng| {
         let short = milliseconds(rng, 20..900);
         match rng.u8(..17) {
             0..3 => A::Restart,

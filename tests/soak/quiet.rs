@@ -6,8 +6,8 @@ use std::sync::atomic::Ordering;
 use super::expect::{Known, Request};
 use super::plan::{Restart, Round, Text, Witness};
 use super::requests::Answered;
-use super::rig::{ANSWERED, AT_LAST, Outcome, REGISTERED, Soak};
-use super::usage::{Usage, median};
+use super::rig::{ANSWERED, AT_LAST, Outcome, REGISTERED, Soak, told};
+use super::usage::{Usage, median, open_files};
 use crate::common::kubelet::{Event, KubeletPeer};
 
 /// The driver's calls have threads of their own, which stay for half a minute after
@@ -32,9 +32,12 @@ impl Soak {
     /// without exception, that XIDs are heard, and that nothing is left behind.
     pub(crate) async fn quiet(&self, round: &Round, before: Usage) -> Outcome<Usage> {
         self.heal_all();
+        // A kubelet keeps connections that it forgot until it ends.
+        let mark = self.stop_and_start().await?;
+        self.registered(mark, REGISTERED).await?;
         self.well().await?;
         let doomed = self.plan.kind.doomed();
-        self.truth.set_calm(0..doomed);
+        self.calm(0..doomed)?;
         self.ask_all().await?;
         self.eventually("/readyz to be ready", AT_LAST, async || {
             let (status, _) = self.get("/readyz").await?;
@@ -43,11 +46,10 @@ impl Soak {
         .await?;
         let (first, second) = round.heard;
         let others = (0..doomed).filter(|gpu| ![first, second].contains(gpu));
-        self.truth.set_calm(others);
+        self.calm(others)?;
         self.hear(first, second).await?;
         self.well().await?;
-        self.look()?;
-        self.truth.set_calm([]);
+        self.calm([])?;
         self.nothing_left(before).await
     }
 
@@ -65,8 +67,8 @@ impl Soak {
                 .wait_counts(resource, wanted, AT_LAST)
                 .await;
             wait.map_err(|_| {
-                let devices = self.running.kubelet.devices(resource);
-                format!("{resource} is not {wanted:?} within {AT_LAST:?}: {devices:?}")
+                let devices = told(&self.running.kubelet.devices(resource));
+                format!("{resource} is not {wanted:?} within {AT_LAST:?}: {devices}")
             })?;
         }
         Ok(())
@@ -165,7 +167,11 @@ impl Soak {
             Ok(Some(self.usage()?).filter(|now| fits(*now)))
         });
         let waited = waited.await;
-        waited.map_err(|fault| format!("{fault}: {:?}, and was {before:?}", self.usage()))
+        waited.map_err(|fault| {
+            let (now, pid) = (self.usage(), self.running.plugin.pid());
+            let files = open_files(pid.unwrap_or_default());
+            format!("{fault}: {now:?}, and was {before:?}; open are {files:?}")
+        })
     }
 
     // === The plugin's own end and start ===
@@ -174,7 +180,7 @@ impl Soak {
     /// missing: its devices have to be listed all the same.
     pub(crate) async fn restart(&mut self, restart: Restart) -> Outcome {
         self.journal.action("plugin restarts", &restart);
-        self.truth.set_calm([]);
+        self.calm([])?;
         let mut pods = Vec::new();
         for (resource, devices) in &self.resources {
             let healthy = devices
@@ -190,10 +196,9 @@ impl Soak {
         self.end_plugin(restart.killed).await?;
         self.running.node.vanish(restart.vanished);
         if restart.boot {
-            let id = format!(
-                "b0071d00-0000-4000-8000-{:012x}",
-                self.journal.counted("plugin restarts")
-            );
+            // The first boot was number 1.
+            let number = self.journal.counted("plugin restarts") + 1;
+            let id = format!("b0071d00-0000-4000-8000-{number:012x}");
             self.running.node.boot(&id);
             self.truth.recovers(self.plan.kind.doomed());
         }

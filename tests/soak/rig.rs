@@ -166,7 +166,7 @@ impl Soak {
             if Instant::now() > end {
                 return Err(format!("waited {within:?} in vain for {what}"));
             }
-            tokio::time::sleep(Duration::from_millis(10)).await;
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
 
@@ -219,13 +219,21 @@ impl Soak {
         usage.ok_or_else(|| "the plugin has ended".to_owned())
     }
 
+    /// Nothing happens to these GPUs from now on. What was listed until now is judged
+    /// by what was true until now.
+    pub(crate) fn calm(&self, gpus: impl IntoIterator<Item = usize>) -> Outcome {
+        self.look()?;
+        self.truth.set_calm(gpus);
+        Ok(())
+    }
+
     /// Judges a list, whoever got it.
     pub(crate) fn check_list(&self, resource: &str, list: &[Device]) -> Outcome {
         let calm = self.truth.calm();
         let known = self.resources.get(resource).map_or(&[][..], Vec::as_slice);
         let fault = lock(&self.lists).fault(resource, list, known, &calm);
         match fault {
-            Some(fault) => Err(format!("{resource}: {fault}: {list:?}")),
+            Some(fault) => Err(format!("{resource}: {fault}: {}", told(list))),
             None => Ok(()),
         }
     }
@@ -271,6 +279,13 @@ fn write_config(path: &std::path::Path, kind: Kind, text: Text) {
     let new = path.with_extension("new");
     fs::write(&new, format!("version: v1\n{sharing}{special}")).expect("write the file");
     fs::rename(new, path).expect("put the file in place");
+}
+
+/// A list in few words.
+pub(crate) fn told(list: &[Device]) -> String {
+    let devices = list.iter();
+    let devices = devices.map(|device| format!("{} {}", device.id, device.health));
+    devices.collect::<Vec<_>>().join(", ")
 }
 
 /// What was listed, by resource.
@@ -336,7 +351,7 @@ impl Truth {
     }
 
     /// Nothing happens to these GPUs from now on.
-    pub(crate) fn set_calm(&self, gpus: impl IntoIterator<Item = usize>) {
+    fn set_calm(&self, gpus: impl IntoIterator<Item = usize>) {
         lock(&self.0).calm = gpus.into_iter().collect();
     }
 

@@ -25,12 +25,8 @@ impl Usage {
         if matches!(field("State:")?, "Z" | "X") {
             return None;
         }
-        let links = fs::read_dir(process.join("fd")).ok()?;
-        // One that was closed meanwhile leads nowhere.
-        let files: Vec<_> = links
-            .filter_map(|link| fs::read_link(link.ok()?.path()).ok())
-            .collect();
-        let is_watch = |file: &&PathBuf| file.ends_with("anon_inode:inotify");
+        let files = open_files(pid);
+        let is_watch = |file: &&String| *file == "anon_inode:inotify";
         let watches = files.iter().filter(is_watch).count();
         Some(Self {
             files: files.len() - watches,
@@ -39,6 +35,18 @@ impl Usage {
             memory: field("RssAnon:")?.parse().ok()?,
         })
     }
+}
+
+/// What its open files are: paths, and kinds of what has none.
+pub(crate) fn open_files(pid: u32) -> Vec<String> {
+    let Ok(links) = fs::read_dir(format!("/proc/{pid}/fd")) else {
+        return Vec::new();
+    };
+    // One that was closed meanwhile leads nowhere.
+    let files = links.filter_map(|link| fs::read_link(link.ok()?.path()).ok());
+    let mut files: Vec<_> = files.map(|file| file.display().to_string()).collect();
+    files.sort_unstable();
+    files
 }
 
 /// The number in the middle.

@@ -161,7 +161,7 @@ impl Soak {
         let (mut house, mut half, mut pods) = (House::default(), Vec::new(), Vec::new());
         let [first, second] = &round.requests;
         let [sick, sicker] = &round.faults;
-        let all = async {
+        let all = Box::pin(async {
             tokio::try_join!(
                 self.act(&round.kubelet, async |action| self.kubelet(action).await),
                 self.act(sick, async |fault| self.fault(fault).await),
@@ -181,7 +181,7 @@ impl Soak {
                     .pod(&mut pods, *action)
                     .await),
             )
-        };
+        });
         self.watched(async { all.await.map(drop) }).await?;
         self.free_all(pods);
         self.look()

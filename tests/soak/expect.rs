@@ -76,7 +76,7 @@ fn devices_of(kind: Kind, position: usize, gpu: &Gpu) -> Vec<(String, Known)> {
                 let minor = capability_minor(gpu.minor_number, mig.gpu_instance_id);
                 let minors = [minor, minor + 1 + mig.compute_instance_id];
                 let caps = minors.map(|minor| format!("/dev/nvidia-caps/nvidia-cap{minor}"));
-                let nodes = [&[node.clone()], &caps[..]].concat();
+                let nodes = [std::slice::from_ref(&node), &caps].concat();
                 let resource = format!("nvidia.com/mig-{}", mig.profile);
                 (resource, known(mig.uuid.clone(), nodes, &mig.uuid))
             };

@@ -2,7 +2,7 @@
 //! and hanging GPUs, reloads, pods, slow and vanishing clients, right and wrong
 //! requests, restarts of the plugin; with what must hold looked at throughout.
 //!
-//! A minute by default; `SOAK_SECONDS=3600` is an hour. What is done is a pure
+//! Less than a minute by default; `SOAK_SECONDS=3600` is an hour. What is done is a pure
 //! function of the seed, which is printed: `SOAK_SEED=…` does the same again, action
 //! by action. How the actions of different actors fall together, and how far each got
 //! when another began, is the machine's doing and is not repeated.
@@ -47,7 +47,7 @@ use rig::{Outcome, Soak};
 use usage::Usage;
 
 /// How long a soak runs that is told nothing.
-const SECONDS: u64 = 50;
+const SECONDS: u64 = 42;
 /// No round lasts this long, however loaded the machine is.
 const ROUND: Duration = Duration::from_secs(240);
 /// So often a long soak says how it is.

@@ -7,8 +7,9 @@ use super::expect::{Known, Request};
 use super::plan::{Restart, Round, Text, Witness};
 use super::requests::Answered;
 use super::rig::{ANSWERED, AT_LAST, Outcome, REGISTERED, Soak, told};
-use super::usage::{Usage, median, open_files};
+use super::usage::{Usage, median};
 use crate::common::kubelet::{Event, KubeletPeer};
+use crate::common::system::open_files;
 
 /// The driver's calls have threads of their own, which stay for half a minute after
 /// their last call, and are woken by turns: so many more than at the start are no

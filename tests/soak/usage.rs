@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::PathBuf;
 
+use crate::common::system::open_files;
+
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Usage {
     /// Open files, but for watches of folders.
@@ -35,18 +37,6 @@ impl Usage {
             memory: field("RssAnon:")?.parse().ok()?,
         })
     }
-}
-
-/// What its open files are: paths, and kinds of what has none.
-pub(crate) fn open_files(pid: u32) -> Vec<String> {
-    let Ok(links) = fs::read_dir(format!("/proc/{pid}/fd")) else {
-        return Vec::new();
-    };
-    // One that was closed meanwhile leads nowhere.
-    let files = links.filter_map(|link| fs::read_link(link.ok()?.path()).ok());
-    let mut files: Vec<_> = files.map(|file| file.display().to_string()).collect();
-    files.sort_unstable();
-    files
 }
 
 /// The number in the middle.

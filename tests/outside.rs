@@ -10,7 +10,6 @@ mod common;
 use std::collections::BTreeMap;
 use std::net::TcpListener;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::PathBuf;
 use std::process::{Command, Output};
 use std::time::Instant;
 

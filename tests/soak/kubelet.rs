@@ -19,7 +19,8 @@ impl Soak {
         use KubeletAction as A;
         self.journal.action("kubelet actions", action);
         let kubelet = &self.running.kubelet;
-        let busy = self.unrest.begin();
+        // Until it is registered again, connections may be cut.
+        let _busy = self.unrest.begin();
         let within = match *action {
             A::Restart
             | A::Away(_)
@@ -30,7 +31,6 @@ impl Soak {
             | A::FolderReplaced
             | A::SlowStart(_) => {
                 let mark = self.come_and_go(action).await?;
-                drop(busy);
                 return self.registered(mark, REGISTERED).await;
             }
             A::Refuses(times) => {
@@ -55,7 +55,6 @@ impl Soak {
                 for resource in self.resources.keys() {
                     kubelet.cancel_streams(resource);
                 }
-                drop(busy);
                 return self.registered(mark, REGISTERED).await;
             }
             A::PluginSocketsRemoved => {
@@ -64,12 +63,10 @@ impl Soak {
                     // The plugin may have removed it itself.
                     drop(fs::remove_file(socket));
                 }
-                drop(busy);
                 return self.registered(mark, REGISTERED).await;
             }
         };
         let mark = self.stop_and_start().await?;
-        drop(busy);
         self.registered(mark, within).await?;
         // Some are for one registration, and there are several resources.
         kubelet.clear_faults();
@@ -79,12 +76,11 @@ impl Soak {
     /// A new kubelet that answers no Register well for a while.
     async fn faulty(&self, fault: RegisterFault, time: Duration) -> Outcome {
         let kubelet = &self.running.kubelet;
-        let busy = self.unrest.begin();
+        let _busy = self.unrest.begin();
         kubelet.fault(fault, Times::UntilCleared);
         let mark = self.stop_and_start().await?;
         self.hold(time).await;
         kubelet.clear_faults();
-        drop(busy);
         self.registered(mark, REGISTERED + AGAIN + time).await
     }
 

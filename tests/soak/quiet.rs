@@ -14,7 +14,7 @@ use crate::common::system::open_files;
 /// The driver's calls have threads of their own, which stay for half a minute after
 /// their last call, and are woken by turns: so many more than at the start are no
 /// leak.
-const THREADS: usize = 24;
+const THREADS: usize = 28;
 /// The simulated driver keeps a watch of its state file for each call that ever hung
 /// at the same time as others.
 const WATCHES: usize = 32;
@@ -33,8 +33,10 @@ impl Soak {
     pub(crate) async fn quiet(&self, round: &Round, before: Usage) -> Outcome<Usage> {
         self.heal_all();
         // A kubelet keeps connections that it forgot until it ends.
+        let busy = self.unrest.begin();
         let mark = self.stop_and_start().await?;
         self.registered(mark, REGISTERED).await?;
+        drop(busy);
         self.well().await?;
         let doomed = self.plan.kind.doomed();
         self.calm(0..doomed)?;

@@ -18,10 +18,12 @@ const THREADS: usize = 28;
 /// The simulated driver keeps a watch of its state file for each call that ever hung
 /// at the same time as others.
 const WATCHES: usize = 32;
-/// By how many KiB memory may grow from the first quiet points to the last, of a life
-/// with so many of them at least. An allocator's arenas fill for some dozens of rounds,
-/// by a megabyte a round at first; what grows after that is a leak.
-const GROWTH: [(usize, u64); 3] = [(100, 2048), (30, 4096), (4, 8192)];
+/// An allocator's arenas fill for some dozens of rounds, by a megabyte a round at first.
+/// So a life with this many quiet points is judged by its last two thirds only.
+const FILLED: usize = 30;
+/// By how many KiB memory may grow from one third to the last, in a life with so many
+/// quiet points at least.
+const GROWTH: [(usize, u64); 3] = [(100, 1024), (FILLED, 2048), (4, 8192)];
 /// An XID that the configuration file may take for an application's fault, and one
 /// that it never does.
 const BY_FILE: u64 = 48;
@@ -259,9 +261,10 @@ pub(crate) fn growth(life: &[Usage]) -> Outcome<String> {
     let Some((_, bound)) = GROWTH.iter().find(|(least, _)| points >= *least) else {
         return Ok(format!("memory {memory:?} KiB, too few to judge"));
     };
-    let third = memory.len() / 3;
-    let early = median(&memory[..third.max(1)]);
-    let late = median(&memory[memory.len() - third.max(1)..]);
+    let third = (points / 3).max(1);
+    let from = if points < FILLED { 0 } else { third };
+    let early = median(&memory[from..from + third]);
+    let late = median(&memory[points - third..]);
     let told = format!(
         "memory from {early} to {late} KiB over {points} quiet points (bound: {bound} more)"
     );
@@ -287,7 +290,11 @@ mod tests {
     fn memory_that_grows_is_told_from_memory_that_jumps() {
         growth(&life([1, 9000, 9900, 9100, 12_000, 9000, 9300, 9200])).unwrap();
         growth(&life((0..12).map(|round| 9000 + round * 1500))).unwrap_err();
+        growth(&life((0..50).map(|round| 9000 + round * 150))).unwrap_err();
         growth(&life((0..120).map(|round| 9000 + round * 30))).unwrap_err();
+        // It fills up, and is full.
+        let filling = (1..80).map(|round| 25_000 - 15_000 / round);
+        growth(&life(filling)).unwrap();
         growth(&life([0, 90_000])).unwrap();
     }
 }

@@ -199,6 +199,24 @@ impl Inventory {
         })
     }
 
+    /// Whether an enumeration, as [`scanned`](Self::scanned) takes it in, misses a GPU
+    /// that the last one found.
+    #[must_use]
+    pub fn misses(&self, readings: &[Reading], silent: &[u32], deadline: Duration) -> bool {
+        let found = self
+            .gpus
+            .iter()
+            .filter(|(_, entry)| entry.health.is_found());
+        let mut unread = found.filter(|(uuid, _)| {
+            let named = |reading| identity(reading) == Some(uuid);
+            !readings.iter().any(named)
+        });
+        unread.any(|(_, entry)| {
+            let signal = unseen(entry.index, readings, silent, deadline);
+            matches!(signal, Signal::Vanished)
+        })
+    }
+
     /// Takes in a whole enumeration. `silent` are the indexes whose reading
     /// did not come back within `deadline`.
     pub fn scanned(
@@ -609,6 +627,25 @@ mod tests {
             causes(&inventory),
             [("a".into(), Some(Cause::Vanished)), ("b".into(), None)]
         );
+    }
+
+    /// `a` goes between the reading of index 0 and that of index 1, and `b`, which is
+    /// still there, is passed over.
+    #[test]
+    fn an_enumeration_misses_what_an_earlier_one_found_and_nothing_else() {
+        let inventory = scanned(&[(&[gpu(0, "a"), gpu(1, "b"), gpu(2, "c")], &[])]);
+        let misses =
+            |readings: &[Reading], silent: &[u32]| inventory.misses(readings, silent, DEADLINE);
+        assert!(misses(&[gpu(0, "a"), gpu(1, "c")], &[]));
+        assert!(misses(&[gpu(0, "b"), gpu(1, "c")], &[]));
+        assert!(!misses(&[gpu(0, "c"), gpu(1, "b"), gpu(2, "a")], &[]));
+        // What does not answer, or not well, is not gone.
+        assert!(!misses(&[gpu(0, "a"), gpu(1, "b")], &[2]));
+        let lost = Reading::Unidentified {
+            index: 2,
+            error: failed(),
+        };
+        assert!(!misses(&[gpu(0, "a"), gpu(1, "b"), lost], &[]));
     }
 
     #[test]

@@ -373,10 +373,15 @@ impl Monitor {
 
     /// What was answered from until now may be needed for a little longer.
     fn replace_driver(&mut self, supply: Result<Arc<Supply>, UnhealthyReason>) {
-        let is_volume = supply.as_ref().is_ok_and(|supply| supply.is_volume());
+        let is_volume = supply
+            .as_ref()
+            .is_ok_and(|supply| supply.volume().is_some());
         self.metrics.volume.set(i64::from(is_volume));
         if let Ok(old) = std::mem::replace(&mut self.node.driver, supply) {
             self.tidy.retire(old);
+        }
+        if let Some(volume) = self.node.driver.as_ref().ok().and_then(|new| new.volume()) {
+            self.tidy.release(volume);
         }
     }
 

@@ -8,11 +8,13 @@
 mod common;
 
 use std::fs;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use common::kubelet::KubeletPeer;
 use common::nvml::{DRIVER_LIBRARIES, Return, SimulatedNode, State, simulated_nvml_library};
 use common::running::{LONG, RESOURCE, Running, measured, options};
+use common::system::open_files;
 use tonic::Code;
 
 /// A few of the tests' polls.
@@ -153,6 +155,10 @@ async fn a_driver_that_is_unloaded_withdraws_its_devices_and_they_come_back_with
         load_driver(&running);
         running.counts(2, 2).await;
         running.ready().await;
+        // Once, and not once for each time that it came.
+        let files = open_files(running.plugin.pid().unwrap()).into_iter();
+        let held = files.filter(|file| Path::new(file).starts_with(running.node.volumes()));
+        assert_eq!(held.count(), 1, "locks on its volume");
     }
     assert_eq!(running.register_calls(0), 1, "the kubelet is not bothered");
     running.kubelet.assert_no_violations();

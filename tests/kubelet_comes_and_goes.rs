@@ -11,8 +11,6 @@
 mod common;
 
 use std::fs;
-use std::io::ErrorKind;
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use common::kubelet::{AllocateError, Event, KubeletPeer, Record, RegisterFault, Times};
@@ -55,26 +53,6 @@ fn times_to_register(records: &[Record]) -> Vec<Duration> {
 
 fn is_registered(event: &Event) -> bool {
     matches!(event, Event::Registered { .. })
-}
-
-/// The plugin's sockets in the kubelet's folder.
-fn sockets(running: &Running) -> Vec<PathBuf> {
-    let entries = fs::read_dir(running.kubelet.folder()).unwrap();
-    let paths = entries.map(|entry| entry.unwrap().path());
-    paths
-        .filter(|path| {
-            let name = path.file_name().unwrap().to_string_lossy();
-            name.ends_with(".sock") && name != "kubelet.sock"
-        })
-        .collect()
-}
-
-/// The plugin may make its socket anew between the last file's end and the
-/// folder's own.
-fn remove_folder(running: &Running) {
-    while let Err(error) = fs::remove_dir_all(running.kubelet.folder()) {
-        assert_eq!(error.kind(), ErrorKind::DirectoryNotEmpty, "{error}");
-    }
 }
 
 // === The start ===
@@ -184,7 +162,7 @@ async fn scenario_26_nothing_is_registered_before_the_gpus_are_known() {
     let running = Running::unregistered(node, kubelet, &[]).await;
     running.unready("no devices to advertise yet").await;
     assert_eq!(running.register_calls(0), 0);
-    assert!(sockets(&running).is_empty());
+    assert!(running.sockets().is_empty());
 
     running.node.edit(|state| state.hang.clear());
     running.counts(2, 2).await;
@@ -207,7 +185,7 @@ async fn scenario_03_after_a_restart_the_same_devices_are_back_at_once() {
     assert_eq!(times.len(), 101);
     measured("registered after a restart", &times[1..], RESTARTED);
     assert_eq!(running.register_calls(0), 101);
-    assert_eq!(sockets(&running).len(), 1);
+    assert_eq!(running.sockets().len(), 1);
     running.kubelet.assert_no_violations();
 }
 
@@ -221,7 +199,7 @@ async fn a_hundred_restarts_in_a_row_end_registered() {
     let times = times_to_register(&running.kubelet.events());
     let last = &times[times.len() - 1..];
     measured("registered after 100 restarts in a row", last, REGISTERED);
-    assert_eq!(sockets(&running).len(), 1);
+    assert_eq!(running.sockets().len(), 1);
     running.kubelet.assert_no_violations();
 }
 
@@ -272,7 +250,7 @@ async fn scenario_06_a_plugin_that_was_killed_is_replaced_and_pods_keep_their_de
     running.counts(0, 2).await;
     running.start_plugin().await;
     running.counts(2, 2).await;
-    assert_eq!(sockets(&running).len(), 1, "the killed one's is removed");
+    assert_eq!(running.sockets().len(), 1, "the killed one's is removed");
     let again = running.kubelet.restart_container(&pod.pod).await.unwrap();
     assert_eq!(again, pod);
     running.kubelet.assert_no_violations();
@@ -320,7 +298,7 @@ async fn scenario_24_a_socket_that_is_deleted_under_us_is_made_anew_and_register
     for _ in 0..10 {
         let mark = running.kubelet.mark();
         let deleted = Instant::now();
-        fs::remove_file(&sockets(&running)[0]).unwrap();
+        fs::remove_file(&running.sockets()[0]).unwrap();
         let wait = running
             .kubelet
             .wait_event("Registered", mark, LONG, is_registered);
@@ -357,7 +335,7 @@ async fn a_folder_that_is_deleted_and_made_again_is_found_again() {
     let running = Running::start(2).await;
     for _ in 0..5 {
         running.kubelet.stop().await;
-        remove_folder(&running);
+        running.remove_folder();
         running.unready("is a kubelet running").await;
         running.kubelet.start().await.unwrap();
         running.counts(2, 2).await;
@@ -372,10 +350,10 @@ async fn a_folder_that_is_replaced_in_one_breath_is_watched_all_the_same() {
     let running = Running::start(2).await;
     for _ in 0..20 {
         running.kubelet.stop().await;
-        remove_folder(&running);
+        running.remove_folder();
         // A file system gives the new folder the old one's inode number.
         fs::create_dir(running.kubelet.folder()).unwrap();
-        let bound = || async { (!sockets(&running).is_empty()).then_some(()) };
+        let bound = || async { (!running.sockets().is_empty()).then_some(()) };
         running.eventually("a socket of ours", bound).await;
         running.kubelet.start().await.unwrap();
         running.counts(2, 2).await;

@@ -10,7 +10,6 @@ mod common;
 use std::collections::BTreeMap;
 use std::net::TcpListener;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::PathBuf;
 use std::process::{Command, Output};
 use std::time::Instant;
 
@@ -23,18 +22,6 @@ use tokio::net::TcpStream;
 
 fn run(arguments: &[&str]) -> Output {
     Command::new(program()).args(arguments).output().unwrap()
-}
-
-/// Every socket in the kubelet's folder but its own.
-fn sockets(running: &Running) -> Vec<PathBuf> {
-    let entries = std::fs::read_dir(running.kubelet.folder()).unwrap();
-    let paths = entries.map(|entry| entry.unwrap().path());
-    paths
-        .filter(|path| {
-            let name = path.file_name().unwrap().to_string_lossy();
-            name.ends_with(".sock") && name != "kubelet.sock"
-        })
-        .collect()
 }
 
 // === HTTP ===
@@ -288,7 +275,7 @@ async fn scenario_39_sigterm_and_sigint_end_streams_remove_our_socket_and_answer
         let ended = running.plugin.wait(LONG).await.unwrap();
         println!("ended {:?} after signal {signal}", asked.elapsed());
         assert_eq!(ended.code(), Some(0));
-        assert_eq!(sockets(&running), [another]);
+        assert_eq!(running.sockets(), [another]);
         running.counts(0, 2).await;
         let events = running.kubelet.events();
         let end = events[mark..]
@@ -306,7 +293,7 @@ async fn scenario_39_sigterm_and_sigint_end_streams_remove_our_socket_and_answer
 #[tokio::test]
 async fn peers_that_do_not_let_go_do_not_hold_up_the_end() {
     let mut running = Running::start(2).await;
-    let _silent = UnixStream::connect(&sockets(&running)[0]).unwrap();
+    let _silent = UnixStream::connect(&running.sockets()[0]).unwrap();
     let _unread = running.kubelet.open_stream(RESOURCE).await.unwrap();
     let _half_asked = std::net::TcpStream::connect(running.http).unwrap();
     running.plugin.terminate().unwrap();
@@ -314,7 +301,7 @@ async fn peers_that_do_not_let_go_do_not_hold_up_the_end() {
     let ended = running.plugin.wait(LONG).await.unwrap();
     println!("ended {:?} after SIGTERM", asked.elapsed());
     assert_eq!(ended.code(), Some(0));
-    assert!(sockets(&running).is_empty());
+    assert!(running.sockets().is_empty());
     running.kubelet.assert_no_violations();
 }
 
@@ -322,7 +309,7 @@ async fn peers_that_do_not_let_go_do_not_hold_up_the_end() {
 async fn a_second_signal_ends_it_at_once() {
     let mut running = Running::start(1).await;
     // Holds up an orderly end for longer than two signals take.
-    let _silent = UnixStream::connect(&sockets(&running)[0]).unwrap();
+    let _silent = UnixStream::connect(&running.sockets()[0]).unwrap();
     for signal in [libc::SIGSTOP, libc::SIGTERM, libc::SIGINT, libc::SIGCONT] {
         running.plugin.signal(signal).unwrap();
     }

@@ -210,10 +210,14 @@ impl Supply {
         }
     }
 
-    /// Whether containers get the files from a volume.
+    /// The folder of the volume that containers get the files from, as this process
+    /// sees it; none where they are taken in place.
     #[must_use]
-    pub fn is_volume(&self) -> bool {
-        matches!(self.from, Origin::Volume(_))
+    pub fn volume(&self) -> Option<&Path> {
+        match &self.from {
+            Origin::Volume(volume) => Some(&volume.folder.here),
+            Origin::InPlace(_) => None,
+        }
     }
 
     /// Whether everything that containers would get is still there.

@@ -84,6 +84,8 @@ pub(super) struct Session<'a> {
     no_volume: Option<Instant>,
     scan: Option<Scan>,
     last_scan: Option<Scanned>,
+    /// An enumeration missed a GPU, and the next one says whether it is gone.
+    missing: bool,
     /// Somebody asked for an enumeration, or for the driver. One that is under
     /// way does not count: it may have looked before there was a reason to.
     scan_due: bool,
@@ -119,6 +121,7 @@ impl<'a> Session<'a> {
             no_volume: None,
             scan: None,
             last_scan: None,
+            missing: false,
             scan_due: false,
             driver_due: false,
             driver_told: false,
@@ -376,6 +379,17 @@ impl<'a> Session<'a> {
         let silent: Vec<_> = (0..scan.count)
             .filter(|index| self.calls.is_overdue(&Key::Read(*index)))
             .collect();
+        // Indexes move when a GPU goes while they are read, and one that is still there
+        // is passed over.
+        let misses = self
+            .monitor
+            .inventory
+            .misses(&scan.readings, &silent, DEADLINE);
+        self.missing = misses && !self.missing && self.last_scan.is_some();
+        if self.missing {
+            self.scan_due = true;
+            return;
+        }
         for reading in &scan.readings {
             if let Reading::Unidentified { index, error } = reading {
                 self.monitor.count_error(error.call);

@@ -1,5 +1,6 @@
 //! Driver volumes that have had their day.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -36,7 +37,18 @@ impl Tidy {
 
     /// Something else is answered from now on.
     pub(super) fn retire(&mut self, supply: Arc<Supply>) {
-        self.retired.push((Instant::now(), supply));
+        // What is in place needs nobody to hold it, and a volume is held by one as
+        // well as by many: a driver that comes and goes must not cost a file each time.
+        if let Some(volume) = supply.volume() {
+            self.release(volume);
+            self.retired.push((Instant::now(), supply));
+        }
+    }
+
+    /// Somebody else holds this volume.
+    pub(super) fn release(&mut self, volume: &Path) {
+        self.retired
+            .retain(|(_, retired)| retired.volume() != Some(volume));
     }
 
     /// Collects, if it is time, on a thread of its own: it reads as many files

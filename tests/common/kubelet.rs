@@ -294,6 +294,17 @@ impl KubeletPeer {
         self.shared.journal.look(mark, look)
     }
 
+    /// Those since [`mark`](Self::mark), as far as they are not forgotten.
+    pub fn events_since(&self, mark: usize) -> Vec<Record> {
+        self.shared.journal.since(mark)
+    }
+
+    /// Forgets all events but so many of the last: nobody who runs for hours can
+    /// keep them all. Places in the log stay what they are.
+    pub fn forget_events(&self, but: usize) {
+        self.shared.journal.forget(but);
+    }
+
     /// A place in the log, for [`wait_event`](Self::wait_event).
     pub fn mark(&self) -> usize {
         self.shared.journal.len()

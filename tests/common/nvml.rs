@@ -539,7 +539,7 @@ impl Node {
 /// The minor number of a GPU instance's capability. Those of its compute
 /// instances follow: eight in each of 15 GPU instances a GPU, after two of the
 /// node.
-fn capability_minor(gpu: u32, gpu_instance: u32) -> u32 {
+pub fn capability_minor(gpu: u32, gpu_instance: u32) -> u32 {
     3 + (gpu * 15 + gpu_instance) * 9
 }
 
@@ -573,7 +573,12 @@ fn xid_event(seq: u64, uuid: &str, xid: u64, instances: Option<(u32, u32)>) -> E
     }
 }
 
+/// Leaves a file alone that says so already: to whoever reads it meanwhile, one that
+/// is written anew is empty for a moment, which a kernel's file never is.
 fn write(path: &Path, text: &str) {
+    if fs::read(path).is_ok_and(|old| old == text.as_bytes()) {
+        return;
+    }
     fs::write(path, text).expect("write a file of the node");
 }
 

@@ -109,6 +109,15 @@ impl PluginProcess {
         self.lines.borrow().clone()
     }
 
+    /// The lines that were written since the last call, which are forgotten here:
+    /// nobody who runs for hours can keep them all.
+    pub fn take_lines(&self) -> Vec<Line> {
+        let mut taken = Vec::new();
+        self.lines
+            .send_modify(|lines| taken = std::mem::take(lines));
+        taken
+    }
+
     /// All that was written so far.
     pub fn log(&self) -> String {
         self.lines

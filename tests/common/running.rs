@@ -7,7 +7,9 @@
 )]
 
 use std::ffi::OsString;
+use std::io::ErrorKind;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use gpu_device_plugin::api::v1beta1::device_plugin_client::DevicePluginClient;
@@ -30,7 +32,7 @@ pub const LONG: Duration = Duration::from_secs(40);
 
 /// A machine that runs other work may take this many times longer than the
 /// bound that a benchmark holds.
-const LOADED: u32 = 20;
+pub const LOADED: u32 = 20;
 
 /// The clock of /proc/PID/stat (`USER_HZ`), the same on every Linux that runs
 /// Kubernetes.
@@ -148,6 +150,29 @@ impl Running {
         records
             .filter(|record| matches!(record.event, Event::RegisterCalled { .. }))
             .count()
+    }
+
+    /// The plugin's sockets in the kubelet's folder: every one but its own. None
+    /// where there is no folder.
+    pub fn sockets(&self) -> Vec<PathBuf> {
+        let Ok(entries) = std::fs::read_dir(self.kubelet.folder()) else {
+            return Vec::new();
+        };
+        let paths = entries.map(|entry| entry.unwrap().path());
+        paths
+            .filter(|path| {
+                let name = path.file_name().unwrap().to_string_lossy();
+                name.ends_with(".sock") && name != "kubelet.sock"
+            })
+            .collect()
+    }
+
+    /// Removes the kubelet's folder. The plugin may make its socket anew between
+    /// the last file's end and the folder's own.
+    pub fn remove_folder(&self) {
+        while let Err(error) = std::fs::remove_dir_all(self.kubelet.folder()) {
+            assert_eq!(error.kind(), ErrorKind::DirectoryNotEmpty, "{error}");
+        }
     }
 
     /// A connection of one's own to the plugin.

@@ -1,5 +1,6 @@
 //! What the peer saw, when, and how to wait for it without sleeping.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
@@ -159,10 +160,28 @@ impl fmt::Debug for WaitTimeout {
 
 impl std::error::Error for WaitTimeout {}
 
+/// What happened, in order. A place in it is a number for good, also once what was
+/// before is forgotten.
+#[derive(Default)]
+struct Records {
+    forgotten: usize,
+    kept: VecDeque<Record>,
+}
+
+impl Records {
+    fn len(&self) -> usize {
+        self.forgotten + self.kept.len()
+    }
+
+    fn since(&self, mark: usize) -> impl Iterator<Item = &Record> {
+        self.kept.iter().skip(mark.saturating_sub(self.forgotten))
+    }
+}
+
 /// Events and violations of all the kubelet's lives, and a bell for waiters.
 pub(super) struct Journal {
     born: Instant,
-    records: Mutex<Vec<Record>>,
+    records: Mutex<Records>,
     violations: Mutex<Vec<Violation>>,
     bell: watch::Sender<()>,
 }
@@ -178,7 +197,7 @@ impl Journal {
     }
 
     pub(super) fn record(&self, at: Instant, event: Event) {
-        lock(&self.records).push(Record { at, event });
+        lock(&self.records).kept.push_back(Record { at, event });
         self.ring();
     }
 
@@ -197,17 +216,31 @@ impl Journal {
     }
 
     pub(super) fn records(&self) -> Vec<Record> {
-        lock(&self.records).clone()
+        self.since(0)
+    }
+
+    pub(super) fn since(&self, mark: usize) -> Vec<Record> {
+        lock(&self.records).since(mark).cloned().collect()
+    }
+
+    /// Keeps the last of them.
+    pub(super) fn forget(&self, but: usize) {
+        let mut records = lock(&self.records);
+        let old = records.kept.len().saturating_sub(but);
+        records.kept.drain(..old);
+        records.forgotten += old;
     }
 
     pub(super) fn look<T>(&self, mark: usize, look: impl FnOnce(&[Record]) -> T) -> T {
-        look(lock(&self.records).get(mark..).unwrap_or_default())
+        let mut records = lock(&self.records);
+        let first = mark.saturating_sub(records.forgotten);
+        let kept = records.kept.make_contiguous();
+        look(kept.get(first..).unwrap_or_default())
     }
 
     pub(super) fn find(&self, mark: usize, take: impl Fn(&Event) -> bool) -> Option<Record> {
         lock(&self.records)
-            .iter()
-            .skip(mark)
+            .since(mark)
             .find(|record| take(&record.event))
             .cloned()
     }
@@ -231,6 +264,7 @@ impl Journal {
     /// The log as text: seconds since the peer was made, and the event.
     pub(super) fn history(&self) -> String {
         lock(&self.records)
+            .kept
             .iter()
             .map(|Record { at, event }| {
                 format!(

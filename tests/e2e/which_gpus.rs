@@ -76,6 +76,38 @@ async fn gpus_without_a_numa_node_are_given_all_the_same() {
     assert_has_cpu(&node, &all, cpu);
 }
 
+/// A kubelet that aligns looks up, when it restarts, where the devices of running
+/// pods are. It ends where one is not listed, and the pod where the device is on no
+/// NUMA node but others are (Kubernetes'
+/// pkg/kubelet/cm/devicemanager/topology_hints.go).
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gpu_that_is_gone_is_listed_where_it_was() {
+    let test = "a GPU that is gone is listed where it was";
+    let Some((mut node, cpu)) = aligning(test, 4) else {
+        return;
+    };
+    node.start().await;
+    let holder = node.run_limited("holder", &pod::with_a_cpu(1)).await;
+    node.gpus.vanish(holder.devices.first().expect("a device"));
+    node.machine.kubelet.wait_allocatable(3).await;
+    node.say("the pod's GPU is gone");
+    node.end_plugin(libc::SIGTERM).await;
+    node.machine.kubelet.wait_allocatable(0).await;
+    node.start_plugin();
+    node.machine.kubelet.wait_allocatable(3).await;
+    node.say("the plugin has restarted");
+    for _ in 0..5 {
+        node.machine.kubelet.stop();
+        node.start_kubelet().await;
+        node.machine.kubelet.wait_allocatable(3).await;
+        node.assert_untouched(&holder).await;
+        assert_has_cpu(&node, &holder, cpu);
+        node.say("the kubelet has restarted; the pod runs on");
+    }
+    let free = node.run_pod("free", 2).await;
+    assert_eq!(free.devices, uuids(&node, &[0, 1]), "both of node 0");
+}
+
 /// Checks that the kernel lets the pod run on that processor alone.
 fn assert_has_cpu(node: &Node, pod: &Pod, cpu: u32) {
     let cpus = node.machine.runtime.cpus_of(&pod.container);

@@ -19,7 +19,8 @@ use crate::config::{Config, HostFolder};
 use crate::driver::cdi;
 use crate::http;
 use crate::inventory::Rules;
-use crate::kubelet::{checkpoint, watch as folder_watch};
+use crate::kubelet::checkpoint::{self, Held};
+use crate::kubelet::watch as folder_watch;
 use crate::metrics::Metrics;
 use crate::monitor::{Monitor, Opener};
 use crate::plugin::resources::Actors;
@@ -153,12 +154,12 @@ async fn part(name: &'static str, work: impl Future<Output = ()>) -> &'static st
     name
 }
 
-/// The devices of ours that pods of this node hold, as resource and ID, by the
-/// kubelet's record.
-fn held(folder: &std::path::Path, rules: &Rules) -> Vec<(String, String)> {
+/// The devices of ours that pods of this node hold, by the kubelet's record.
+fn held(folder: &std::path::Path, rules: &Rules) -> Vec<Held> {
     // Another plugin's may stand there under the name of ours.
-    let ours = |(resource, id): &(String, String)| {
-        rules.may_advertise(resource) && (id.starts_with("GPU-") || id.starts_with("MIG-"))
+    let ours = |held: &Held| {
+        let id = &held.id;
+        rules.may_advertise(&held.resource) && (id.starts_with("GPU-") || id.starts_with("MIG-"))
     };
     match checkpoint::allocated(folder) {
         Ok(held) => {

@@ -229,6 +229,8 @@ pub struct Unit {
     pub uuid: Option<GpuUuid>,
     /// What is known of the GPU; absent where it could never be read whole.
     pub gpu: Option<Gpu>,
+    /// Where it is, or was when that was last told.
+    pub numa_node: Option<u32>,
     /// The part of the GPU that it is, where it is a MIG device.
     pub mig: Option<MigDevice>,
     /// Whether it may be given to a container.

@@ -23,6 +23,7 @@ use crate::health::kmsg::PciAddress;
 use crate::health::reducer::{GpuHealth, Kept, Signal};
 use crate::health::report::{DeviceStatus, GpuStatus, HealthReport, NodeFault, Sickness};
 use crate::health::signals::Kind;
+use crate::kubelet::checkpoint::Held;
 
 pub use self::advertised::Rules;
 use self::advertised::{Advertised, Part, Seen, Slot};
@@ -32,6 +33,8 @@ struct Entry {
     /// Of the last enumeration that found it.
     index: Option<u32>,
     gpu: Option<Gpu>,
+    /// The last that was named: a GPU that is gone is listed where it was.
+    numa_node: Option<u32>,
     /// The kernel had a PCI device for it once: only then is its absence news.
     on_bus: bool,
     health: GpuHealth,
@@ -179,12 +182,15 @@ impl Inventory {
         }
     }
 
-    /// Takes note of devices that pods hold, as resource and ID: they must be listed
-    /// though none was read yet, and are unhealthy unless the first scan finds them.
-    pub fn remember(&mut self, now: Duration, held: impl IntoIterator<Item = (String, String)>) {
-        for (resource, id) in held {
-            if let Some(gpu) = self.advertised.remember(&resource, &id) {
-                self.entry(now, &gpu);
+    /// Takes note of devices that pods hold: they must be listed though none was read
+    /// yet, and are unhealthy unless the first scan finds them. Listed on no NUMA node,
+    /// they would cost pods their lives where a kubelet that aligns restarts
+    /// (Kubernetes' pkg/kubelet/cm/devicemanager/topology_hints.go).
+    pub fn remember(&mut self, now: Duration, held: impl IntoIterator<Item = Held>) {
+        for held in held {
+            if let Some(gpu) = self.advertised.remember(&held) {
+                let entry = self.entry(now, &gpu);
+                entry.numa_node = entry.numa_node.or(held.numa_node);
             }
         }
     }
@@ -232,6 +238,7 @@ impl Inventory {
                     let entry = self.entry(now, &gpu.uuid);
                     entry.index = Some(gpu.index);
                     entry.gpu = Some(gpu.clone());
+                    entry.numa_node = gpu.numa_node.or(entry.numa_node);
                     self.signal(now, &gpu.uuid, &Signal::Present);
                 }
                 Reading::Partial { uuid, index, error } => {
@@ -371,7 +378,7 @@ impl Inventory {
             .current()
             .filter_map(|slot| match &slot.part {
                 Part::Mig(mig) => Some(instances(gpus.get(&mig.parent_uuid)?, mig)),
-                Part::Gpu(_) | Part::UnknownMig => None,
+                Part::Gpu(_) | Part::UnknownMig(_) => None,
             });
         Needed {
             instances: migs.flatten().collect(),
@@ -458,7 +465,7 @@ impl Inventory {
         let gpu = uuid.and_then(|uuid| self.gpus.get(uuid)?.gpu.as_ref());
         let mig = match &slot.part {
             Part::Mig(mig) => Some(mig.clone()),
-            Part::Gpu(_) | Part::UnknownMig => None,
+            Part::Gpu(_) | Part::UnknownMig(_) => None,
         };
         let nodes = gpu.map_or(Ok(Vec::new()), |gpu| node.of(gpu, mig.as_ref()));
         let withdrawn = slot.withdrawn.clone().map(UnhealthyReason::Withdrawn);
@@ -476,9 +483,17 @@ impl Inventory {
         Unit {
             uuid: uuid.cloned(),
             gpu: gpu.cloned(),
+            numa_node: self.numa_node(slot),
             mig,
             health: reason.map_or(Health::Healthy, Health::Unhealthy),
             nodes: nodes.unwrap_or_default(),
+        }
+    }
+
+    fn numa_node(&self, slot: &Slot) -> Option<u32> {
+        match &slot.part {
+            Part::UnknownMig(numa_node) => *numa_node,
+            part => self.gpus.get(part.gpu()?)?.numa_node,
         }
     }
 
@@ -489,7 +504,7 @@ impl Inventory {
         match &slot.part {
             _ if slot.withdrawn.is_some() => health.sickness(&self.options),
             Part::Mig(mig) => health.sickness_of(mig.gpu_instance_id, &self.options),
-            Part::Gpu(_) | Part::UnknownMig => health.sickness_of_any(&self.options),
+            Part::Gpu(_) | Part::UnknownMig(_) => health.sickness_of_any(&self.options),
         }
     }
 
@@ -685,11 +700,41 @@ mod tests {
         );
     }
 
+    fn held(id: &str) -> Held {
+        Held {
+            resource: "nvidia.com/gpu".into(),
+            id: id.into(),
+            numa_node: Some(1),
+        }
+    }
+
+    #[test]
+    fn what_is_gone_is_listed_where_it_was() {
+        let mut inventory = Inventory::default();
+        inventory.remember(Duration::ZERO, ["GPU-b", "MIG-c"].map(held));
+        let mut found = gpu(0, "GPU-a");
+        if let Reading::Gpu(gpu) = &mut found {
+            gpu.numa_node = Some(0);
+        }
+        let nodes = |inventory: &Inventory| -> Vec<_> {
+            let slots = inventory.advertised.resources()["nvidia.com/gpu"].iter();
+            slots
+                .map(|(id, slot)| (id.to_string(), inventory.numa_node(slot)))
+                .collect()
+        };
+        let expected = [("GPU-a", 0), ("GPU-b", 1), ("MIG-c", 1)];
+        let expected = expected.map(|(id, node)| (id.to_owned(), Some(node)));
+        // Read whole; then NVML still answers and sysfs does not; then it is gone.
+        for readings in [&[found][..], &[gpu(0, "GPU-a")], &[]] {
+            inventory.scanned(Duration::ZERO, readings, &[], DEADLINE);
+            assert_eq!(nodes(&inventory), expected);
+        }
+    }
+
     #[test]
     fn a_remembered_gpu_is_unhealthy_unless_it_is_found() {
         let mut inventory = Inventory::default();
-        let held = ["GPU-a", "GPU-b"].map(|id| ("nvidia.com/gpu".to_owned(), id.to_owned()));
-        inventory.remember(Duration::ZERO, held);
+        inventory.remember(Duration::ZERO, ["GPU-a", "GPU-b"].map(held));
         inventory.scanned(Duration::ZERO, &[gpu(0, "GPU-a")], &[], DEADLINE);
         let expected = [
             ("GPU-a".into(), None),

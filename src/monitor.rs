@@ -36,6 +36,7 @@ use crate::gpu::{ErrorKind, GpuLibrary, LibraryError, OpenError};
 use crate::health::kept::since_boot;
 use crate::health::report::HealthReport;
 use crate::inventory::{Inventory, Node, Rules};
+use crate::kubelet::checkpoint::Held;
 use crate::metrics::{Metrics, NvmlLabels};
 use crate::readiness::Readiness;
 use nodes::Nodes;
@@ -125,12 +126,12 @@ enum Woken {
 
 impl Monitor {
     /// A monitor that has seen nothing yet. `allocated` are the devices that
-    /// the kubelet gave to pods before this process started, as resource and ID:
-    /// they are listed, found or not. Health is judged by the last of `options`.
+    /// the kubelet gave to pods before this process started: they are listed, found
+    /// or not. Health is judged by the last of `options`.
     pub fn new(
         config: Config,
         open: Arc<Opener>,
-        allocated: Vec<(String, String)>,
+        allocated: Vec<Held>,
         metrics: Arc<Metrics>,
         readiness: Readiness,
         rescan: Arc<Notify>,

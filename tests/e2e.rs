@@ -2,9 +2,10 @@
 //! GPUs.
 //!
 //! Runs where `KUBELET` names a kubelet binary, as root, with containerd, ctr
-//! and runc on PATH; cc, ldd, tar and sha256sum make the pods' image. The pods
-//! take 20 s. `E2E_DRIVER_ROOT` names a folder with the files of a real driver,
-//! such as Debian's packages unpacked, for the test of their loading:
+//! and runc on PATH; cc, ldd, tar and sha256sum make the pods' image, unshare and
+//! mount the NUMA nodes that a kubelet sees. The pods take 30 s. `E2E_DRIVER_ROOT`
+//! names a folder with the files of a real driver, such as Debian's packages
+//! unpacked, for the test of their loading:
 //!
 //! ```sh
 //! KUBELET=/usr/bin/kubelet E2E_DRIVER_ROOT=/tmp/driver cargo test --test e2e -- --nocapture
@@ -32,10 +33,14 @@ mod kubelet;
 mod machine;
 #[path = "e2e/node.rs"]
 mod node;
+#[path = "e2e/numa.rs"]
+mod numa;
 #[path = "e2e/pod.rs"]
 mod pod;
 #[path = "e2e/runtime.rs"]
 mod runtime;
+#[path = "e2e/which_gpus.rs"]
+mod which_gpus;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::env;
@@ -204,7 +209,7 @@ async fn a_pod_gets_as_many_as_it_asks_for_or_none() {
     let findings = pod::findings(&node.machine.kubelet, &pair.name, 0).await;
     node.assert_nodes(&pair, &findings);
 
-    pod::start(&node.machine.kubelet, "three", 3, &[]);
+    pod::start(&node.machine.kubelet, "three", &pod::limits(3), &[]);
     let (reason, message) = pod::wait_refused(&node.machine.kubelet, "three").await;
     node.say(&format!("pod three is refused: {reason}: {message}"));
     assert_eq!(reason, "UnexpectedAdmissionError");
@@ -318,9 +323,9 @@ async fn a_container_that_restarts_keeps_its_gpu() {
     let driver = node.gpus.state().driver_version;
     let first = node.run_pod("first", 1).await;
     let second = node.run_pod("second", 1).await;
-    assert_eq!(node.allocations().await, 2);
+    assert_eq!(node.calls("Allocate").await, 2);
     assert_restarts_with_its_device(&node, &first, &driver).await;
-    assert_eq!(node.allocations().await, 2, "asked for devices again");
+    assert_eq!(node.calls("Allocate").await, 2, "asked for devices again");
     node.say("the plugin was not asked for it again");
 
     node.end_plugin(libc::SIGTERM).await;
@@ -405,7 +410,7 @@ async fn the_libraries_of_a_real_driver_load() {
         "libnvidia-ml.so.1:nvmlInit_v2",
         "/usr/bin/nvidia-smi",
     ];
-    pod::start(kubelet, "driver", 1, &questions);
+    pod::start(kubelet, "driver", &pod::limits(1), &questions);
     let pod = pod::wait_running(kubelet, "driver", 0).await;
     let findings = pod::findings(kubelet, "driver", 0).await;
     node.assert_nodes(&pod, &findings);

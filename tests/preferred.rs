@@ -11,50 +11,13 @@ mod common;
 use std::fs;
 use std::process::{Command, Output};
 
+use common::cube_mesh::cube_mesh;
 use common::nvml::SimulatedNode;
-use common::nvml::state::{EVERY_FUNCTION, Link, Peer, Return, State, TopologyLevel};
+use common::nvml::state::{EVERY_FUNCTION, Return};
 use common::running::{RESOURCE, Running, arguments, options, program};
 use gpu_device_plugin::api::v1beta1::{
     ContainerPreferredAllocationRequest, PreferredAllocationRequest,
 };
-
-/// `NVML_NVLINK_VERSION_2_0`.
-const NVLINK_2: u32 = 2;
-
-/// The hybrid cube mesh of a DGX-1 with V100: each GPU's links to those after it.
-const CUBE_MESH: [&[(usize, usize)]; 8] = [
-    &[(1, 1), (2, 1), (3, 2), (4, 2)],
-    &[(2, 2), (3, 1), (5, 2)],
-    &[(3, 2), (6, 1)],
-    &[(7, 1)],
-    &[(5, 1), (6, 1), (7, 2)],
-    &[(6, 2), (7, 1)],
-    &[(7, 2)],
-    &[],
-];
-
-/// In pairs below PCIe switches, four on each socket.
-fn cube_mesh(state: &mut State) {
-    for (from, links) in CUBE_MESH.iter().enumerate() {
-        let link = |(to, count): &(usize, usize)| Link {
-            to: *to,
-            count: *count,
-            version: NVLINK_2,
-        };
-        state.gpus[from].links = links.iter().map(link).collect();
-        let peer = |to: usize| Peer {
-            to,
-            level: match (from / 2 == to / 2, from / 4 == to / 4) {
-                (true, _) => TopologyLevel::Single,
-                (false, true) => TopologyLevel::Hostbridge,
-                (false, false) => TopologyLevel::System,
-            },
-        };
-        state.gpus[from].topology = (from + 1..8).map(peer).collect();
-        state.gpus[from].nvswitch_links = 0;
-        state.gpus[from].fabric.state = 0;
-    }
-}
 
 /// The positions that are preferred of those that are free.
 async fn preferred(running: &Running, free: &[usize], must: &[usize], size: i32) -> Vec<usize> {
@@ -100,7 +63,7 @@ async fn a_pod_gets_the_gpus_that_are_linked_best() {
     assert_eq!(preferred(&running, &ALL, &[5], 2).await, [5, 6]);
     // As the kubelet asks, and takes it.
     let pod = running.kubelet.allocate(RESOURCE, 2).await.unwrap();
-    let given: Vec<_> = pod.ids.iter().cloned().collect();
+    let given = pod.ids.to_vec();
     assert_eq!(given, [2, 3].map(|gpu| running.node.uuid(gpu)));
     running.kubelet.assert_no_violations();
 }

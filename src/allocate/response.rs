@@ -146,14 +146,10 @@ fn all_exist(common: &Common, devices: &[&Device]) -> Result<(), AllocateError> 
 
 /// Whether two snapshots are the same list.
 pub fn same_list(one: &DeviceSnapshot, other: &DeviceSnapshot) -> bool {
-    let shown = |device: &Device| (device.health.as_str(), numa_node(device));
+    let shown = |device: &Device| (device.health.as_str(), device.numa_node);
     let mut pairs = one.devices.iter().zip(&other.devices);
     one.devices.len() == other.devices.len()
         && pairs.all(|(one, other)| one.id == other.id && shown(one) == shown(other))
-}
-
-fn numa_node(device: &Device) -> Option<u32> {
-    device.gpu.as_ref()?.numa_node
 }
 
 /// The whole list of a resource's devices, sorted by ID.
@@ -161,7 +157,7 @@ pub fn list(snapshot: &DeviceSnapshot) -> ListAndWatchResponse {
     let devices = snapshot.devices.iter().map(|device| v1beta1::Device {
         id: device.id.to_string(),
         health: device.health.as_str().into(),
-        topology: numa_node(device).map(|node| TopologyInfo {
+        topology: device.numa_node.map(|node| TopologyInfo {
             nodes: vec![NumaNode {
                 id: i64::from(node),
             }],

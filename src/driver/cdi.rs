@@ -273,6 +273,7 @@ mod tests {
                     mig_enabled: false,
                     mig_devices: Vec::new(),
                 }),
+                numa_node: None,
                 health,
                 nodes: vec![node(&path, &path)],
             }),

@@ -9,6 +9,7 @@ use crate::config::sharing::{DeviceName, SharedDevices, SharedResource, Sharing}
 use crate::config::{Config, MigStrategy};
 use crate::device::DeviceId;
 use crate::gpu::{Gpu, GpuUuid, MigDevice};
+use crate::kubelet::checkpoint::Held;
 
 const MIG_MODE: &str = "the GPU is in MIG mode, and its MIG devices are advertised in its place";
 const NO_MIG_DEVICE: &str = "there is no such MIG device any more";
@@ -88,8 +89,8 @@ pub(super) struct Seen<'a> {
 pub(super) enum Part {
     Gpu(GpuUuid),
     Mig(MigDevice),
-    /// A MIG device that a pod holds and that was never seen.
-    UnknownMig,
+    /// A MIG device that a pod holds and that was never seen; its NUMA node.
+    UnknownMig(Option<u32>),
 }
 
 /// A device of a resource.
@@ -129,7 +130,7 @@ impl Part {
         match self {
             Self::Gpu(uuid) => Some(uuid),
             Self::Mig(mig) => Some(&mig.parent_uuid),
-            Self::UnknownMig => None,
+            Self::UnknownMig(_) => None,
         }
     }
 }
@@ -171,18 +172,18 @@ impl Advertised {
 
     /// Lists a device that a pod holds, found or not. The GPU that it is of, if it
     /// tells.
-    pub(super) fn remember(&mut self, resource: &str, id: &str) -> Option<GpuUuid> {
-        let id = DeviceId::from(id);
+    pub(super) fn remember(&mut self, held: &Held) -> Option<GpuUuid> {
+        let id = DeviceId::from(held.id.as_str());
         let gpu = id.uuid().starts_with("GPU-").then(|| id.uuid().into());
         let (part, why) = match &gpu {
             Some(gpu) => (Part::Gpu(GpuUuid::clone(gpu)), SHARED_ANEW),
-            None => (Part::UnknownMig, NO_MIG_DEVICE),
+            None => (Part::UnknownMig(held.numa_node), NO_MIG_DEVICE),
         };
         let slot = Slot {
             part,
             withdrawn: Some(why.into()),
         };
-        let slots = self.resources.entry(resource.into()).or_default();
+        let slots = self.resources.entry(held.resource.clone()).or_default();
         slots.entry(id).or_insert(slot);
         gpu
     }
@@ -210,7 +211,7 @@ impl Advertised {
             let why = || match &slot.part {
                 Part::Gpu(uuid) if in_mig_mode(uuid) => MIG_MODE.into(),
                 Part::Gpu(_) => SHARED_ANEW.into(),
-                Part::Mig(_) | Part::UnknownMig => NO_MIG_DEVICE.into(),
+                Part::Mig(_) | Part::UnknownMig(_) => NO_MIG_DEVICE.into(),
             };
             slot.withdrawn = Some(refused.clone().unwrap_or_else(why));
         }

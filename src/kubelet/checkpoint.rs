@@ -47,16 +47,35 @@ struct Entry {
     alloc_resp: serde_json::Value,
 }
 
-/// The devices that pods hold, as resource and ID, by the checkpoint in `folder`.
+/// A device that a pod holds.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Held {
+    /// The resource that it is of.
+    pub resource: String,
+    /// As the kubelet knows it.
+    pub id: String,
+    /// Where it was when it was given.
+    pub numa_node: Option<u32>,
+}
+
+/// The devices that pods hold, by the checkpoint in `folder`.
 ///
 /// # Errors
 ///
 /// The file is there and could not be read or understood.
-pub fn allocated(folder: &Path) -> anyhow::Result<BTreeSet<(String, String)>> {
+pub fn allocated(folder: &Path) -> anyhow::Result<BTreeSet<Held>> {
     let held = entries(folder)?.into_iter().flat_map(|entry| {
-        let ids = entry.device_ids.unwrap_or_default().into_values().flatten();
         let resource = entry.resource_name;
-        ids.map(move |id| (resource.clone(), id))
+        let nodes = entry.device_ids.unwrap_or_default().into_iter();
+        nodes.flat_map(move |(node, ids)| {
+            let held = |id| Held {
+                resource: resource.clone(),
+                id,
+                // -1 where none was named.
+                numa_node: node.parse().ok(),
+            };
+            ids.into_iter().map(held).collect::<Vec<_>>()
+        })
     });
     Ok(held.collect())
 }
@@ -112,7 +131,7 @@ fn entries(folder: &Path) -> anyhow::Result<Vec<Entry>> {
 mod tests {
     use super::*;
 
-    fn allocated_in(text: &str) -> anyhow::Result<BTreeSet<(String, String)>> {
+    fn allocated_in(text: &str) -> anyhow::Result<BTreeSet<Held>> {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join(FILE), text).unwrap();
         allocated(folder.path())
@@ -129,12 +148,12 @@ mod tests {
         let held = allocated_in(text).unwrap();
         let held: Vec<_> = held
             .iter()
-            .map(|(r, id)| (r.as_str(), id.as_str()))
+            .map(|held| (held.resource.as_str(), held.id.as_str(), held.numa_node))
             .collect();
         let expected = [
-            ("example.com/nic", "nic"),
-            ("nvidia.com/gpu", "GPU-a"),
-            ("nvidia.com/gpu", "GPU-b::1"),
+            ("example.com/nic", "nic", Some(0)),
+            ("nvidia.com/gpu", "GPU-a", Some(0)),
+            ("nvidia.com/gpu", "GPU-b::1", None),
         ];
         assert_eq!(held, expected);
     }

@@ -207,6 +207,7 @@ mod tests {
             unit: Arc::new(Unit {
                 uuid: Some(uuid),
                 gpu: None,
+                numa_node: None,
                 mig: None,
                 health: Health::Healthy,
                 nodes: vec![DeviceNode {

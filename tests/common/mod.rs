@@ -15,6 +15,7 @@
 pub mod api_server;
 pub mod cargo;
 pub mod containerd;
+pub mod cube_mesh;
 pub mod daemon;
 pub mod device_nodes;
 pub mod elf;

@@ -27,6 +27,19 @@ pub const RESOURCE: &str = "nvidia.com/gpu";
 /// The name of the node, which ends the names of static pods.
 pub const NODE: &str = "e2e";
 
+/// The NUMA nodes of a kubelet that aligns what a pod gets.
+#[derive(Debug)]
+pub struct Alignment {
+    /// What it sees as /sys/devices/system/node.
+    pub nodes: PathBuf,
+    /// The processors that no pod gets for itself.
+    pub reserved: String,
+}
+
+/// For a shell in a mount namespace of its own. Exec, for what ends the process to
+/// end the kubelet.
+const IN_PLACE: &str = "mount --bind \"$0\" /sys/devices/system/node && exec \"$@\"";
+
 /// A kubelet, running or not.
 #[derive(Debug)]
 pub struct Kubelet {
@@ -37,6 +50,7 @@ pub struct Kubelet {
     health: SocketAddr,
     /// Of the API server, if it has one.
     kubeconfig: Option<PathBuf>,
+    alignment: Option<Alignment>,
     daemon: Option<Daemon>,
 }
 
@@ -49,6 +63,7 @@ impl Kubelet {
             api: free_address(),
             health: free_address(),
             kubeconfig: None,
+            alignment: None,
             daemon: None,
         };
         fs::create_dir(kubelet.manifests()).expect("create the folder of manifests");
@@ -61,9 +76,15 @@ impl Kubelet {
         self.kubeconfig = Some(kubeconfig);
     }
 
+    /// Has it give a pod all from one NUMA node, or nothing.
+    pub fn align(&mut self, alignment: Alignment) {
+        self.alignment = Some(alignment);
+        self.configure();
+    }
+
     fn configure(&self) {
         let folder = self.folder.display();
-        let config = json!({
+        let mut config = json!({
             "apiVersion": "kubelet.config.k8s.io/v1beta1",
             "kind": "KubeletConfiguration",
             "staticPodPath": self.manifests(),
@@ -85,6 +106,11 @@ impl Kubelet {
             "authentication": {"anonymous": {"enabled": true}, "webhook": {"enabled": false}},
             "authorization": {"mode": "AlwaysAllow"},
         });
+        if let Some(alignment) = &self.alignment {
+            config["topologyManagerPolicy"] = "single-numa-node".into();
+            config["cpuManagerPolicy"] = "static".into();
+            config["reservedSystemCPUs"] = (*alignment.reserved).into();
+        }
         // JSON is YAML.
         fs::write(self.config(), config.to_string()).expect("configure the kubelet");
     }
@@ -101,9 +127,20 @@ impl Kubelet {
         self.daemon.as_ref()
     }
 
+    fn command(&self) -> Command {
+        let Some(alignment) = &self.alignment else {
+            return Command::new(&self.program);
+        };
+        let mut command = Command::new("unshare");
+        command
+            .args(["--mount", "--propagation=private", "sh", "-c", IN_PLACE])
+            .args([&alignment.nodes, &self.program]);
+        command
+    }
+
     /// Starts it, and says when it first accepted on its socket for plugins.
     pub async fn start(&mut self) -> Instant {
-        let mut command = Command::new(&self.program);
+        let mut command = self.command();
         command
             .arg(format!("--config={}", self.config().display()))
             .arg(format!(

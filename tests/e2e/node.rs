@@ -7,7 +7,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use serde_json::Value;
+
 use super::host::{self, Turn};
+use super::kubelet::RESOURCE;
 use super::machine::Machine;
 use super::pod::{self, Pod};
 use super::runtime::CDI_FOLDER;
@@ -163,7 +166,7 @@ impl Node {
         let name = volumes.first().expect("a volume");
         let volume = self.state_dir().join("driver").join(name);
         let text = fs::read_to_string(volume.join("manifest.json")).expect("a manifest");
-        let manifest: serde_json::Value = serde_json::from_str(&text).expect("a manifest");
+        let manifest: Value = serde_json::from_str(&text).expect("a manifest");
         let files = manifest["files"].as_array().expect("its files");
         let ways = files.iter().map(|file| file["by"].to_string());
         ways.collect()
@@ -206,12 +209,13 @@ impl Node {
         http_get(self.http().await, path).await.expect("an answer")
     }
 
-    /// How often the kubelet asked for devices.
-    pub async fn allocations(&self) -> u64 {
+    /// How often this method of the plugin was called.
+    pub async fn calls(&self, method: &str) -> u64 {
         let (_status, metrics) = self.http_get("/metrics").await;
+        let method = format!("method=\"{method}\"");
         let counts = metrics.lines().filter(|line| {
             line.starts_with("gpu_device_plugin_rpc_duration_seconds_count")
-                && line.contains("method=\"Allocate\"")
+                && line.contains(&method)
         });
         let counts = counts.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok());
         counts.sum()
@@ -249,25 +253,40 @@ impl Node {
 
     /// Starts a pod and waits until it runs.
     pub async fn run_pod(&self, name: &str, gpus: usize) -> Pod {
+        self.run_limited(name, &pod::limits(gpus)).await
+    }
+
+    /// The same with other limits too.
+    pub async fn run_limited(&self, name: &str, limits: &Value) -> Pod {
         let asked = Instant::now();
-        pod::start(&self.machine.kubelet, name, gpus, &[]);
+        pod::start(&self.machine.kubelet, name, limits, &[]);
         let pod = pod::wait_running(&self.machine.kubelet, name, 0).await;
         self.say(&format!(
             "pod {name} runs {} ms after its manifest, with {}",
             asked.elapsed().as_millis(),
             self.in_words(&pod.devices)
         ));
-        assert_eq!(pod.devices.len(), gpus, "{pod:?}");
+        assert_eq!(limits[RESOURCE], pod.devices.len(), "{pod:?}");
         pod
     }
 
-    /// Takes a pod away and waits until nothing of it runs.
+    /// Takes a pod away and waits until nothing of it runs, and the kubelet counts
+    /// it no more when it looks for devices.
     pub async fn remove_pod(&self, pod: &Pod) {
         self.machine.kubelet.remove_pod(&pod.name);
         let what = format!("pod {} is gone", pod.name);
         eventually(&what, async || match self.machine.runtime.running() {
             Ok(running) if !running.contains(&pod.container) => Ok(()),
             other => Err(other),
+        })
+        .await;
+        eventually(&what, async || {
+            let devices = self.machine.kubelet.devices_of(&pod.name).await?;
+            if devices.is_empty() {
+                Ok(())
+            } else {
+                Err(format!("{devices:?}"))
+            }
         })
         .await;
         self.say(&what);

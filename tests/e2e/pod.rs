@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::image::{NAME, PLUGIN};
 use super::kubelet::{Kubelet, RESOURCE};
@@ -21,8 +21,18 @@ pub struct Pod {
     pub devices: BTreeSet<String>,
 }
 
+/// Of so many GPUs and nothing else.
+pub fn limits(gpus: usize) -> Value {
+    json!({RESOURCE: gpus})
+}
+
+/// Those of a guaranteed pod, to which a kubelet may give a processor alone.
+pub fn with_a_cpu(gpus: usize) -> Value {
+    json!({RESOURCE: gpus, "cpu": 1, "memory": "64Mi"})
+}
+
 /// Makes the kubelet start a pod; `questions` are the probe's arguments.
-pub fn start(kubelet: &Kubelet, name: &str, gpus: usize, questions: &[&str]) {
+pub fn start(kubelet: &Kubelet, name: &str, limits: &Value, questions: &[&str]) {
     let command = [PROBE, LIBRARY_FOLDER].iter().chain(questions);
     let manifest = json!({
         "apiVersion": "v1",
@@ -36,7 +46,7 @@ pub fn start(kubelet: &Kubelet, name: &str, gpus: usize, questions: &[&str]) {
                 "image": NAME,
                 "imagePullPolicy": "Never",
                 "command": command.collect::<Vec<_>>(),
-                "resources": {"limits": {RESOURCE: gpus}},
+                "resources": {"limits": limits},
             }],
         },
     });

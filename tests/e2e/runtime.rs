@@ -65,6 +65,18 @@ impl Runtime {
         system::try_output(self.ctr().args(["tasks", "list", "--quiet"]))
     }
 
+    /// The processors that a container may run on, as the kernel lists them.
+    pub fn cpus_of(&self, id: &str) -> String {
+        let tasks = system::output(self.ctr().args(["tasks", "list"]));
+        let mut tasks = tasks.lines().map(str::split_whitespace);
+        let pid = tasks.find_map(|mut task| (task.next()? == id).then(|| task.next())?);
+        let status = format!("/proc/{}/status", pid.expect("a container that runs"));
+        let status = fs::read_to_string(status).expect("a process that runs");
+        let mut fields = status.lines();
+        let cpus = fields.find_map(|field| field.strip_prefix("Cpus_allowed_list:"));
+        cpus.expect("its processors").trim().to_owned()
+    }
+
     /// Kills the processes of a container, given by its ID.
     pub fn kill_container(&self, id: &str) {
         let mut kill = self.ctr();

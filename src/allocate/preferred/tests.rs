@@ -43,6 +43,7 @@ fn device(gpu: usize, replica: Option<u32>) -> Device {
         unit: Arc::new(Unit {
             uuid: Some(uuid(gpu).as_str().into()),
             gpu: None,
+            numa_node: None,
             mig: None,
             health: Health::Healthy,
             nodes: Vec::new(),

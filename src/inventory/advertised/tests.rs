@@ -237,10 +237,14 @@ fn some_devices_are_shared_and_the_choice_stands() {
 fn what_a_pod_holds_is_listed_as_it_holds_it() {
     let rules = vec![shared("gpu", None, SharedDevices::All)];
     let mut none = advertised(MigStrategy::None, rules);
-    let resource = "nvidia.com/gpu";
-    assert_eq!(none.remember(resource, "GPU-1::1"), Some("GPU-1".into()));
-    assert_eq!(none.remember(resource, "MIG-a"), None);
-    assert_eq!(none.remember(resource, "GPU-0::7"), Some("GPU-0".into()));
+    let held = |id: &str| Held {
+        resource: "nvidia.com/gpu".into(),
+        id: id.into(),
+        numa_node: None,
+    };
+    assert_eq!(none.remember(&held("GPU-1::1")), Some("GPU-1".into()));
+    assert_eq!(none.remember(&held("MIG-a")), None);
+    assert_eq!(none.remember(&held("GPU-0::7")), Some("GPU-0".into()));
     update(&mut none, &[gpu(0, &[])]);
     let expected = [
         "gpu GPU-0::0",

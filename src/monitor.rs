@@ -200,6 +200,7 @@ impl Monitor {
         // Calls outlive a session: one that hangs is not made again in the next.
         let mut calls = Calls::steady(calls::DEADLINE);
         let mut supplies = Calls::new(calls::DEADLINE);
+        self.begin_supply(&mut supplies);
         let mut failures = 0_u32;
         for number in 0.. {
             let library = self.open(&mut opening, &mut retry).await;
@@ -220,6 +221,17 @@ impl Monitor {
                 self.no_driver(&OpenError::Failed(error));
             }
             self.pause(retry.next().unwrap_or(LONGEST_RETRY)).await;
+        }
+    }
+
+    /// The module's version is known before NVML is loaded, and finding the driver's
+    /// files takes as long as that: both at once. The session asks for them again,
+    /// by the version that NVML tells.
+    fn begin_supply(&self, supplies: &mut session::Supplies) {
+        let paths = &self.config.paths;
+        if let Some(version) = driver::kernel_module_version(&paths.procfs, &paths.sysfs) {
+            let (supplier, of) = (self.supplier.clone(), version.clone());
+            supplies.start(version, move || supplier.supply(&of));
         }
     }
 

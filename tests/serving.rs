@@ -192,7 +192,8 @@ async fn scenario_31_and_40_preferences_are_offered_and_no_container_waits_for_a
     };
     let answer = client.get_preferred_allocation(request).await.unwrap();
     let answer = answer.into_inner().container_responses;
-    let all = [0, 1].map(|position| running.node.uuid(position));
+    // What must be comes first.
+    let all = [1, 0].map(|position| running.node.uuid(position));
     assert_eq!(answer.len(), 1);
     assert_eq!(answer[0].device_i_ds, all);
     let request = PreStartContainerRequest {

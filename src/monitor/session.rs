@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tracing::{debug, info, warn};
 
-use self::supply::Supplies;
+pub(super) use self::supply::Supplies;
 use super::subscription::{Notice, Subscription};
 use super::{Ask, GPUS, Monitor};
 use crate::choice::Chooser;
@@ -143,7 +143,11 @@ impl<'a> Session<'a> {
             let recovery = self.monitor.next_recovery();
             let broken = tokio::select! {
                 outcome = self.calls.next() => self.came_back(outcome),
-                outcome = self.supplies.next() => { self.supplied(outcome); None }
+                // What began before the session is judged by the version that it tells.
+                outcome = self.supplies.next(), if self.version.is_some() => {
+                    self.supplied(outcome);
+                    None
+                }
                 notice = self.events.next() => { self.noticed(notice); None }
                 woken = self.monitor.next() => {
                     let ask = self.monitor.take(woken);

@@ -232,6 +232,7 @@ impl Monitor {
         if let Some(version) = driver::kernel_module_version(&paths.procfs, &paths.sysfs) {
             let (supplier, of) = (self.supplier.clone(), version.clone());
             supplies.start(version, move || supplier.supply(&of));
+            supplies.go();
         }
     }
 

@@ -63,6 +63,8 @@ struct State<K, T> {
     returned_since: Option<Instant>,
     /// Threads that are idle or with a call that is not slow.
     threads: usize,
+    /// One of them waits for work, and was not woken yet.
+    idle: bool,
     /// Calls come again and again: a thread waits for them.
     steady: bool,
     /// Nobody wants an answer any more.
@@ -123,6 +125,7 @@ where
             returned: VecDeque::new(),
             returned_since: None,
             threads: 0,
+            idle: false,
             steady,
             closed: false,
         };
@@ -137,7 +140,8 @@ where
     }
 
     /// Starts `call` when its turn comes, unless an earlier one under `key` is
-    /// still out.
+    /// still out. Not before [`next`](Self::next) or [`go`](Self::go): a thread that
+    /// is woken by the first of several would be in the way of the others.
     pub fn start(&mut self, key: K, call: impl FnOnce() -> T + Send + 'static) -> bool {
         let mut state = self.shared.lock();
         if state.out.contains_key(&key) {
@@ -145,14 +149,23 @@ where
         }
         state.out.insert(key.clone(), Out::default());
         state.waiting.push_back((key, Box::new(call)));
-        self.see_to_a_thread(&mut state);
         true
+    }
+
+    /// Lets the calls begin, though nobody waits for their answers yet.
+    pub fn go(&self) {
+        self.see_to_a_thread(&mut self.shared.lock());
     }
 
     /// Where none can be had, the next call or the clock tries again.
     fn see_to_a_thread(&self, state: &mut State<K, T>) {
+        if state.waiting.is_empty() {
+            return;
+        }
         if state.threads > 0 {
-            self.shared.work.notify_one();
+            if std::mem::take(&mut state.idle) {
+                self.shared.work.notify_one();
+            }
             return;
         }
         let shared = self.shared.clone();
@@ -206,9 +219,8 @@ where
             return (Some(outcome), None);
         }
         state.returned_since = None;
-        if state.leave_slow(now) > 0 && !state.waiting.is_empty() {
-            self.see_to_a_thread(&mut state);
-        }
+        state.leave_slow(now);
+        self.see_to_a_thread(&mut state);
         if let Some(key) = state.overdue(now, self.deadline) {
             return (Some(Outcome::Overdue(key)), None);
         }
@@ -226,8 +238,8 @@ where
 }
 
 impl<K: Clone + Eq + Hash, T> State<K, T> {
-    /// Leaves the threads of calls that are slow with them. How many that are.
-    fn leave_slow(&mut self, now: Instant) -> usize {
+    /// Leaves the threads of calls that are slow with them.
+    fn leave_slow(&mut self, now: Instant) {
         let is_slow = |out: &&mut Out| {
             let out_for = out.started.map(|started| now.duration_since(started));
             !out.slow && out_for.is_some_and(|out_for| out_for >= SLOW)
@@ -238,8 +250,6 @@ impl<K: Clone + Eq + Hash, T> State<K, T> {
             left += 1;
         }
         self.threads = self.threads.saturating_sub(left);
-        // Or one could not be had before.
-        left + usize::from(self.threads == 0)
     }
 
     /// One whose deadline has passed, for the first time.
@@ -296,6 +306,7 @@ impl<K: Clone + Eq + Hash, T> Shared<K, T> {
                 }
                 return Some((key, call));
             }
+            state.idle = true;
             let timed_out;
             (state, timed_out) = self.wait(state);
             if timed_out && state.waiting.is_empty() {

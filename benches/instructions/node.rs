@@ -48,6 +48,7 @@ pub(crate) fn snapshot(root: &Path, gpus: usize) -> DeviceSnapshot {
     let devices = (0..gpus).map(|number| Device {
         id: DeviceId::new(&uuid(number), None),
         unit: Arc::new(Unit {
+            numa_node: None,
             uuid: Some(GpuUuid::from(uuid(number).as_str())),
             gpu: None,
             mig: None,

@@ -14,7 +14,7 @@ use nvml_wrapper::error::{NvmlError, nvml_sym, nvml_try};
 use nvml_wrapper_sys::bindings::{
     NVML_GPU_FABRIC_STATE_NOT_SUPPORTED, nvmlDevice_t, nvmlEccSramErrorStatus_t, nvmlFieldValue_t,
     nvmlGpuFabricInfo_t, nvmlGpuFabricInfo_v2_t, nvmlGpuFabricInfoV_t,
-    nvmlReturn_enum_NVML_ERROR_NOT_SUPPORTED, nvmlReturn_t,
+    nvmlReturn_enum_NVML_SUCCESS, nvmlReturn_t,
     nvmlValueType_enum_NVML_VALUE_TYPE_DOUBLE as DOUBLE,
     nvmlValueType_enum_NVML_VALUE_TYPE_SIGNED_INT as SIGNED_INT,
     nvmlValueType_enum_NVML_VALUE_TYPE_SIGNED_LONG_LONG as SIGNED_LONG_LONG,
@@ -25,6 +25,9 @@ use nvml_wrapper_sys::bindings::{
 };
 
 use super::Fabric;
+
+/// No `nvmlValueType_t`.
+const NO_TYPE: u32 = u32::MAX;
 
 /// A field to ask for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -50,14 +53,16 @@ pub(super) fn field_values(
     Ok(values.iter().map(value).collect())
 }
 
-/// As nobody says what a driver does with the answer of a field that it does not
-/// know, that answer is made before.
+/// A driver does not answer a field whose return value is an error already (seen with
+/// 580.159.04), so it is success. As nobody says what a driver does with a field that
+/// it does not know, the value is of a type that there is none of.
 fn unanswered(field: &Field) -> nvmlFieldValue_t {
     // SAFETY: a structure of integers and a union of numbers.
     let mut value: nvmlFieldValue_t = unsafe { zeroed() };
     value.fieldId = field.id;
     value.scopeId = field.scope;
-    value.nvmlReturn = nvmlReturn_enum_NVML_ERROR_NOT_SUPPORTED;
+    value.nvmlReturn = nvmlReturn_enum_NVML_SUCCESS;
+    value.valueType = NO_TYPE;
     value
 }
 
@@ -66,6 +71,9 @@ fn unanswered(field: &Field) -> nvmlFieldValue_t {
 fn value(field: &nvmlFieldValue_t) -> Result<u64, NvmlError> {
     nvml_try(field.nvmlReturn)?;
     let kind = field.valueType;
+    if kind == NO_TYPE {
+        return Err(NvmlError::NotSupported);
+    }
     let odd = |_| NvmlError::UnexpectedVariant(kind);
     // SAFETY: every bit pattern is a value of each of these types, and all bits of
     // the union are initialised: NVML wrote some, and `unanswered` the rest.

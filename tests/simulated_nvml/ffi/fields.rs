@@ -41,7 +41,11 @@ extern "C" fn nvmlDeviceGetFieldValues(
             let count = usize::try_from(count).map_err(|_| Return::InvalidArgument)?;
             device.whole()?;
             for value in array(values, count)? {
-                // Each field has a return value of its own.
+                // Each field has a return value of its own, and one that is an error
+                // before is not asked for: so does the driver 580.159.04.
+                if value.nvmlReturn != Return::Success as nvmlReturn_t {
+                    continue;
+                }
                 let outcome = field(device, value.fieldId, value.scopeId);
                 value.nvmlReturn = outcome.err().unwrap_or(Return::Success) as nvmlReturn_t;
                 if let Ok((kind, number)) = outcome {

@@ -8,7 +8,7 @@
 //! 1. the best links among its own GPUs: the most NVLink bandwidth, summed over
 //!    every two of them; then the fewest pairs whose way leads from one NUMA node
 //!    to another, then over the interconnect within a NUMA node, then over a host
-//!    bridge, then over several PCIe switches ([`score`]);
+//!    bridge, then over several PCIe switches (`score.rs`);
 //! 2. the best use of what is left: the best links that the next request could
 //!    get from the GPUs that stay free, summed over every size that it could have;
 //! 3. the fewest NUMA nodes;
@@ -27,9 +27,9 @@
 //! # How much work
 //!
 //! A node of up to [`EXACT`] GPUs is answered with the optimum, from two tables of
-//! all sets of its GPUs ([`exact`]) that are made once for a topology: a choice is
+//! all sets of its GPUs (`exact.rs`) that are made once for a topology: a choice is
 //! two look-ups for each set of the wanted size, 12,870 at most. A larger node is
-//! answered by a search whose steps are bounded ([`bounded`]). Devices that share
+//! answered by a search whose steps are bounded (`bounded.rs`). Devices that share
 //! GPUs are chosen by what their GPUs have left ([`shared`]).
 
 mod bounded;

@@ -31,6 +31,8 @@ pub(super) struct Connection {
     held: Vec<u8>,
     /// … but for the first of it.
     sent: usize,
+    /// It was to be flushed before: now it is sent, or waited for.
+    due: bool,
 }
 
 /// What a handler learns of the connection that it is called on.
@@ -50,6 +52,7 @@ impl Connection {
             cut: Box::pin(cut.cancelled_owned()),
             held: Vec::new(),
             sent: 0,
+            due: false,
         }
     }
 
@@ -62,6 +65,7 @@ impl Connection {
             }
         }
         self.sent = 0;
+        self.due = false;
         self.held.clear();
         if self.held.capacity() > KEPT {
             self.held = Vec::new();
@@ -147,7 +151,12 @@ impl AsyncWrite for Connection {
         if self.held.is_empty() {
             return Pin::new(&mut self.stream).poll_flush(context);
         }
+        if self.due {
+            // Not woken again: a reader that takes nothing would have us spin.
+            return self.poll_send(context);
+        }
         // Reading comes first when the task is polled again, and sends this.
+        self.due = true;
         context.waker().wake_by_ref();
         Poll::Ready(Ok(()))
     }
@@ -162,6 +171,9 @@ impl AsyncWrite for Connection {
 mod tests {
     use std::future::poll_fn;
     use std::io::IoSlice;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::task::Wake;
 
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -190,13 +202,49 @@ mod tests {
         assert_eq!(connection.write_vectored(&parts).await.unwrap(), 8);
         connection.flush().await.unwrap();
         connection.write_all(b"end").await.unwrap();
-        connection.flush().await.unwrap();
         let mut got = [0; 32];
         assert!(other.try_read(&mut got).is_err(), "nothing is sent yet");
         assert!(read_once(&mut connection).await.is_pending());
         assert_eq!(other.read(&mut got).await.unwrap(), 11);
         assert_eq!(&got[..11], b"headdataend");
         assert_eq!(connection.held.len(), 0);
+    }
+
+    #[derive(Default)]
+    struct Bell(AtomicUsize);
+
+    impl Wake for Bell {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// As h2 does: each poll of a connection reads, and then flushes.
+    #[tokio::test]
+    async fn a_reader_that_takes_nothing_does_not_have_us_spin() {
+        let (mut connection, _other, _cut) = connected();
+        let bell = Arc::new(Bell::default());
+        let waker = bell.clone().into();
+        let mut context = Context::from_waker(&waker);
+        let piece = [7; HELD];
+        let full = |connection: &mut Connection, context: &mut Context<'_>| {
+            Pin::new(connection)
+                .poll_write(context, &piece)
+                .is_pending()
+        };
+        while !full(&mut connection, &mut context) {}
+        let last = Pin::new(&mut connection).poll_write(&mut context, b"last");
+        assert!(matches!(last, Poll::Ready(Ok(4))), "held back");
+        drop(Pin::new(&mut connection).poll_flush(&mut context));
+        let before = bell.0.load(Ordering::Relaxed);
+        for _ in 0..10 {
+            let mut room = [0; 16];
+            let mut buffer = ReadBuf::new(&mut room);
+            let read = Pin::new(&mut connection).poll_read(&mut context, &mut buffer);
+            let flushed = Pin::new(&mut connection).poll_flush(&mut context);
+            assert!(read.is_pending() && flushed.is_pending());
+        }
+        assert_eq!(bell.0.load(Ordering::Relaxed), before, "woken by itself");
     }
 
     #[tokio::test]

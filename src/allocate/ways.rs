@@ -38,7 +38,7 @@ impl Prepared {
     pub fn of(common: &Common) -> Self {
         Self {
             mounts: common.all_mounts().map(mount).collect(),
-            nodes: common.all_nodes().map(device_spec).collect(),
+            nodes: each_once(common.all_nodes()).map(device_spec).collect(),
         }
     }
 }

@@ -18,9 +18,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-pub(crate) use self::nvml::sysfs_device;
-use self::topology::{Place, Topology};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use self::topology::{Place, Topology};
 
 /// A GPU's UUID as NVML prints it: `GPU-` and five groups of hexadecimal digits.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -205,7 +205,7 @@ fn numa_node(sysfs: &Path, nvml_bus_id: &str) -> Option<u32> {
 }
 
 /// The folder of a PCI device.
-pub(crate) fn sysfs_device(sysfs: &Path, nvml_bus_id: &str) -> Option<PathBuf> {
+pub(super) fn sysfs_device(sysfs: &Path, nvml_bus_id: &str) -> Option<PathBuf> {
     let address = sysfs_address(nvml_bus_id)?;
     Some(sysfs.join("bus/pci/devices").join(address))
 }

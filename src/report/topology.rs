@@ -12,7 +12,7 @@ use crate::choice::{Choice, Chooser, Score};
 use crate::cli::{Output, Suggest};
 use crate::config::Config;
 use crate::gpu::topology::{Pair, PcieLevel, Place, Topology};
-use crate::gpu::{GpuLibrary, Reading, calls, sysfs_device};
+use crate::gpu::{Gpu, GpuLibrary, Reading, calls};
 use crate::monitor::nvml_opener;
 
 /// Reads how the node's GPUs are linked and prints it on standard output, with what
@@ -54,20 +54,18 @@ struct Node {
 
 fn read(library: &dyn GpuLibrary, sysfs: &Path) -> anyhow::Result<Node> {
     let count = library.count().context("the GPUs cannot be enumerated")?;
-    let (mut places, mut problems) = (Vec::new(), Vec::new());
+    let (mut places, mut cpus, mut problems) = (Vec::new(), Vec::new(), Vec::new());
     for index in 0..count {
         match library.read(index) {
-            Reading::Gpu(gpu) => places.push(Place::of(&gpu)),
+            Reading::Gpu(gpu) => {
+                places.push(Place::of(&gpu));
+                cpus.push(near(&gpu, sysfs));
+            }
             Reading::Partial { error, .. } | Reading::Unidentified { error, .. } => {
                 problems.push(format!("GPU at index {index} cannot be read: {error}"));
             }
         }
     }
-    let cpus = places.iter().map(|place| {
-        let file = sysfs_device(sysfs, &place.pci_bus_id)?.join("local_cpulist");
-        Some(std::fs::read_to_string(file).ok()?.trim().to_owned())
-    });
-    let cpus = cpus.collect();
     let topology = library.topology(places);
     if !topology.is_whole() {
         problems.push("some GPUs do not tell of their NVLinks; they are taken to have none".into());
@@ -77,6 +75,11 @@ fn read(library: &dyn GpuLibrary, sysfs: &Path) -> anyhow::Result<Node> {
         cpus,
         problems,
     })
+}
+
+fn near(gpu: &Gpu, sysfs: &Path) -> Option<String> {
+    let file = gpu.sysfs_device(sysfs)?.join("local_cpulist");
+    Some(std::fs::read_to_string(file).ok()?.trim().to_owned())
 }
 
 /// A request and what would be chosen for it.

@@ -10,9 +10,8 @@ use tokio::time::timeout;
 use tonic::transport::Endpoint;
 use tower::service_fn;
 
-use crate::api::v1beta1::RegisterRequest;
 use crate::api::v1beta1::registration_client::RegistrationClient;
-use crate::plugin::service::OPTIONS;
+use crate::api::v1beta1::{DevicePluginOptions, RegisterRequest};
 
 /// The version of the device plugin API, as the kubelet compares it
 /// (Kubernetes' pkg/apis/deviceplugin/v1beta1/constants.go).
@@ -57,7 +56,8 @@ impl RegisterError {
 }
 
 /// Registers the plugin that serves on the socket `endpoint` (a file name in
-/// the kubelet's folder) for `resource_name`, over a connection of its own.
+/// the kubelet's folder) for `resource_name` and has these `options`, over a connection of
+/// its own.
 ///
 /// # Errors
 ///
@@ -66,12 +66,13 @@ pub async fn register(
     kubelet_socket: &Path,
     endpoint: String,
     resource_name: String,
+    options: DevicePluginOptions,
 ) -> Result<(), RegisterError> {
     let request = RegisterRequest {
         version: API_VERSION.into(),
         endpoint,
         resource_name,
-        options: Some(OPTIONS),
+        options: Some(options),
     };
     let call = async {
         // Connected here and not in the connector, so that a refusal is told

@@ -14,7 +14,7 @@ use tracing::{debug, info, warn};
 use super::listener::{Listener, socket_name};
 use super::machine::{Action, Machine, Observation, Outcome, Phase, Registration};
 use super::rival::{self, Rival};
-use super::service::Service;
+use super::service::{OPTIONS, Service};
 use super::streams::Streams;
 use crate::allocate::seen::LastSeen;
 use crate::device::DeviceSnapshot;
@@ -188,7 +188,7 @@ impl Actor {
                 let (socket, endpoint) = (self.kubelet_socket.clone(), self.endpoint.clone());
                 let resource = self.service.resource.clone();
                 self.registering = Some(Box::pin(async move {
-                    register(&socket, endpoint, resource).await
+                    register(&socket, endpoint, resource, OPTIONS).await
                 }));
                 None
             }

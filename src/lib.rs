@@ -30,4 +30,5 @@ pub mod readiness;
 pub mod report;
 pub mod shutdown;
 pub mod telemetry;
+mod ticker;
 pub mod uninstall;

@@ -14,8 +14,10 @@ use std::time::Duration;
 use notify::event::{EventKind, ModifyKind};
 use notify::{Event, RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::time::sleep;
 use tracing::{debug, warn};
+
+use crate::ticker::Ticker;
 
 /// Without a word from inotify, look this often.
 const TICK: Duration = Duration::from_secs(30);
@@ -62,6 +64,7 @@ pub async fn watch_for(subject: Subject, folder: PathBuf, hints: watch::Sender<u
     let (woken, mut wakes) = watch::channel(0_u64);
     let mut watched: Option<Watched> = None;
     let mut told = false;
+    let ticker = Ticker::every(TICK);
     loop {
         watched = watched.filter(|watched| !watched.gone.load(Ordering::Acquire));
         let now = identify(&folder);
@@ -84,9 +87,12 @@ pub async fn watch_for(subject: Subject, folder: PathBuf, hints: watch::Sender<u
         }
         // After the watch is in place: what happened before it is looked at now.
         hints.send_modify(|hint| *hint += 1);
-        let tick = if watched.is_some() { TICK } else { unwatched };
-        if let Ok(Err(_)) = timeout(tick, wakes.changed()).await {
-            return;
+        tokio::select! {
+            woken = wakes.changed() => if woken.is_err() {
+                return;
+            },
+            () = ticker.tick() => {}
+            () = sleep(unwatched), if watched.is_none() => {}
         }
     }
 }
@@ -176,6 +182,8 @@ fn matters(event: &Event) -> bool {
 #[cfg(test)]
 mod tests {
     use std::fs;
+
+    use tokio::time::timeout;
 
     use super::*;
 

@@ -7,7 +7,7 @@ use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+use tokio::time::{Instant, sleep_until};
 use tracing::{debug, info, warn};
 
 pub(super) use self::supply::Supplies;
@@ -20,6 +20,7 @@ use crate::gpu::topology::Topology;
 use crate::gpu::{ErrorKind, GpuLibrary, GpuUuid, LibraryError, Reading, Vitals};
 use crate::health::kept::since_boot;
 use crate::health::reducer::Signal;
+use crate::ticker::Ticker;
 
 /// Without a reason to look sooner, all GPUs are enumerated again after this.
 const RESCAN: Duration = Duration::from_secs(30);
@@ -135,10 +136,11 @@ impl<'a> Session<'a> {
     /// Watches the GPUs until the session breaks. Says why, and whether it had
     /// enumerated them before.
     pub(super) async fn run(mut self) -> (LibraryError, bool) {
-        let mut poll = interval(self.monitor.config.poll_interval);
-        poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let poll = Ticker::every(self.monitor.config.poll_interval);
         let rescan = self.monitor.rescan.clone();
-        self.ask_driver();
+        if let Some(error) = self.poll() {
+            return (error, false);
+        }
         loop {
             let recovery = self.monitor.next_recovery();
             let broken = tokio::select! {
@@ -154,7 +156,7 @@ impl<'a> Session<'a> {
                     self.probe_as_told(ask);
                     None
                 }
-                _ = poll.tick() => self.poll(),
+                () = poll.tick() => self.poll(),
                 // It need not wait for the next poll.
                 () = at(recovery) => {
                     self.probe_all();

@@ -1,5 +1,7 @@
 //! The few facts of an ELF file that decide whether it is wanted.
 
+mod paged;
+
 use std::fs::{self, File};
 use std::io::{self, Read, Seek};
 use std::ops::Range;
@@ -9,6 +11,8 @@ use object::LittleEndian;
 use object::elf;
 use object::read::elf::{FileHeader, ProgramHeader};
 use object::read::{ReadCache, ReadCacheOps, ReadRef};
+
+use self::paged::Paged;
 
 type Header = elf::FileHeader64<LittleEndian>;
 type Segment = elf::ProgramHeader64<LittleEndian>;
@@ -61,7 +65,7 @@ impl ElfFile {
         if !fs::metadata(path)?.is_file() {
             return Err(ElfError::NotAFile);
         }
-        Self::read(File::open(path)?)
+        Self::read(Paged::new(File::open(path)?)?)
     }
 
     /// Reads headers, the dynamic segment and a few strings: some kilobytes,

@@ -376,14 +376,11 @@ impl<'a> Look<'a> {
 
     /// A path that leads nowhere. Most are just not there.
     fn unresolved(&mut self, item: &Item, path: &Path, error: &io::Error) {
-        let here = self.place.root.here().join(path);
-        let parent = path.parent().and_then(|p| self.resolver.resolve(p).ok());
-        let link = parent
-            .zip(path.file_name())
-            .map_or(here, |(p, name)| p.join(name));
+        let link = self.resolver.link(path);
         if error.kind() != io::ErrorKind::NotFound {
-            self.refuse(item, &link, Reason::Unreadable(error.to_string()));
-        } else if link.is_symlink() {
+            let here = link.unwrap_or_else(|| self.place.root.here().join(path));
+            self.refuse(item, &here, Reason::Unreadable(error.to_string()));
+        } else if let Some(link) = link {
             self.refuse(item, &link, Reason::Dangling);
         }
     }

@@ -2,11 +2,12 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::fs;
 use std::io;
 use std::path::{Component, Path, PathBuf};
+use std::rc::Rc;
 
 /// Links followed on one way before it counts as a loop; the kernel's own limit.
 const MAX_LINKS: u32 = 40;
@@ -74,15 +75,25 @@ impl DriverRoot {
 /// several ways is looked at once.
 pub(super) struct Resolver<'a> {
     root: &'a DriverRoot,
-    /// What is at each path below the root, or the system's error.
-    seen: RefCell<HashMap<PathBuf, Result<Kind, i32>>>,
+    /// The folders that were walked through, the root first.
+    folders: RefCell<Vec<Folder>>,
+}
+
+/// A folder, and what is known of what is in it.
+struct Folder {
+    /// Below the root, with no link in it.
+    path: PathBuf,
+    /// Where `..` leads.
+    parent: usize,
+    /// What each name leads to, or the system's error.
+    names: HashMap<OsString, Result<Kind, i32>>,
 }
 
 /// What a step of a path leads to.
 #[derive(Clone)]
 enum Kind {
-    Folder,
-    Link(PathBuf),
+    Folder(usize),
+    Link(Rc<Path>),
     Other,
 }
 
@@ -90,9 +101,14 @@ impl<'a> Resolver<'a> {
     /// One that has seen nothing of `root` yet.
     #[must_use]
     pub(super) fn new(root: &'a DriverRoot) -> Self {
+        let folder = Folder {
+            path: PathBuf::new(),
+            parent: 0,
+            names: HashMap::new(),
+        };
         Self {
             root,
-            seen: RefCell::default(),
+            folders: RefCell::new(vec![folder]),
         }
     }
 
@@ -102,56 +118,98 @@ impl<'a> Resolver<'a> {
     ///
     /// The same.
     pub(super) fn resolve(&self, path: &Path) -> io::Result<PathBuf> {
-        let mut pending = steps(path);
-        let mut real = PathBuf::new();
-        let mut links = 0;
-        while let Some(step) = pending.pop() {
+        let mut folders = self.folders.borrow_mut();
+        let (folder, file) = self.walk(&mut folders, path)?;
+        let folder = below(&self.root.here, &folders[folder].path);
+        Ok(match file {
+            Some(file) => folder.join(file),
+            None => folder,
+        })
+    }
+
+    /// The link at `path` itself, whose folder is real, if there is one.
+    pub(super) fn link(&self, path: &Path) -> Option<PathBuf> {
+        let (parent, name) = (path.parent()?, path.file_name()?);
+        let mut folders = self.folders.borrow_mut();
+        let (folder, None) = self.walk(&mut folders, parent).ok()? else {
+            return None;
+        };
+        let found = self.look(&mut folders, folder, name);
+        let link = below(&self.root.here, &folders[folder].path).join(name);
+        matches!(found, Ok(Kind::Link(_))).then_some(link)
+    }
+
+    /// The real folder that a path leads to, and the file in it where it is none.
+    fn walk(
+        &self,
+        folders: &mut Vec<Folder>,
+        path: &Path,
+    ) -> io::Result<(usize, Option<OsString>)> {
+        let mut given = steps(path);
+        // Of links, the next one last.
+        let mut linked: Vec<OsString> = Vec::new();
+        let (mut at, mut links) = (0, 0);
+        loop {
+            let of_link = linked.pop();
+            let Some(step) = of_link.as_deref().or_else(|| given.next()) else {
+                break;
+            };
             if step == ".." {
-                real.pop();
+                at = folders[at].parent;
                 continue;
             }
-            let next = real.join(&step);
-            match self.look(&next)? {
+            match self.look(folders, at, step)? {
                 Kind::Link(target) => {
                     links += 1;
                     if links > MAX_LINKS {
                         return Err(io::Error::other("too many links, or a loop of them"));
                     }
                     if target.is_absolute() {
-                        real.clear();
+                        at = 0;
                     }
-                    pending.extend(steps(&target));
+                    let steps: Vec<_> = steps(&target).map(OsStr::to_owned).collect();
+                    linked.extend(steps.into_iter().rev());
                 }
-                Kind::Folder => real = next,
-                Kind::Other if pending.is_empty() => real = next,
+                Kind::Folder(folder) => at = folder,
+                Kind::Other if linked.is_empty() && given.next().is_none() => {
+                    return Ok((at, Some(step.to_owned())));
+                }
                 Kind::Other => return Err(io::ErrorKind::NotADirectory.into()),
             }
         }
-        Ok(below(&self.root.here, &real))
+        Ok((at, None))
     }
 
-    fn look(&self, path: &Path) -> io::Result<Kind> {
-        let known = self.seen.borrow().get(path).cloned();
+    /// Looks at a name in a folder, unless that was done.
+    fn look(&self, folders: &mut Vec<Folder>, at: usize, name: &OsStr) -> io::Result<Kind> {
+        let known = folders[at].names.get(name).cloned();
         let looked = known.unwrap_or_else(|| {
-            let looked = kind(&self.root.here.join(path));
+            let looked = self.look_anew(folders, at, name);
             // An error of the system's has a number.
             let looked = looked.map_err(|error| error.raw_os_error().unwrap_or_default());
-            self.seen.borrow_mut().insert(path.into(), looked.clone());
+            folders[at].names.insert(name.into(), looked.clone());
             looked
         });
         looked.map_err(io::Error::from_raw_os_error)
     }
-}
 
-fn kind(path: &Path) -> io::Result<Kind> {
-    let kind = fs::symlink_metadata(path)?.file_type();
-    Ok(if kind.is_symlink() {
-        Kind::Link(fs::read_link(path)?)
-    } else if kind.is_dir() {
-        Kind::Folder
-    } else {
-        Kind::Other
-    })
+    fn look_anew(&self, folders: &mut Vec<Folder>, at: usize, name: &OsStr) -> io::Result<Kind> {
+        let path = folders[at].path.join(name);
+        let here = self.root.here.join(&path);
+        let kind = fs::symlink_metadata(&here)?.file_type();
+        if kind.is_symlink() {
+            return Ok(Kind::Link(fs::read_link(&here)?.into()));
+        }
+        if !kind.is_dir() {
+            return Ok(Kind::Other);
+        }
+        folders.push(Folder {
+            path,
+            parent: at,
+            names: HashMap::new(),
+        });
+        Ok(Kind::Folder(folders.len() - 1))
+    }
 }
 
 impl fmt::Display for DriverRoot {
@@ -169,13 +227,11 @@ impl fmt::Display for DriverRoot {
     }
 }
 
-/// The steps of a path, the first one last, so that the next is popped.
-fn steps(path: &Path) -> Vec<OsString> {
+/// The steps of a path.
+fn steps(path: &Path) -> impl Iterator<Item = &OsStr> {
     path.components()
-        .rev()
         .filter(|step| matches!(step, Component::Normal(_) | Component::ParentDir))
-        .map(|step| step.as_os_str().to_owned())
-        .collect()
+        .map(|step| step.as_os_str())
 }
 
 /// `join` without the trailing slash that an empty path would leave.

@@ -279,7 +279,8 @@ pub(super) struct Arguments {
     #[arg(default_value = "text")]
     log_format: String,
 
-    /// What is logged: error, warn, info, debug or trace
+    /// What is logged: error, warn, info, debug or trace (a release build has no lines
+    /// of trace)
     #[arg(long, global = true, env = "LOG_LEVEL", value_name = "LEVEL")]
     #[arg(default_value = "info")]
     log_level: String,

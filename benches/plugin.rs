@@ -5,6 +5,7 @@
 //! cargo bench -- --quick             # the same with few repetitions, 1 minute
 //! cargo bench -- --only calls,xid    # some groups of figures; --help lists them
 //! cargo bench -- --json figures.json
+//! cargo bench -- --renew-executed    # no figures: link/executed.ld
 //! cargo bench -- --plugin NAME='COMMAND LINE'
 //! ```
 //!
@@ -96,6 +97,8 @@ mod calls;
 mod command;
 #[path = "../tests/common/mod.rs"]
 mod common;
+#[path = "plugin/executed.rs"]
+mod executed;
 #[path = "plugin/figures.rs"]
 mod figures;
 #[path = "plugin/groups.rs"]
@@ -145,7 +148,7 @@ fn main() -> ExitCode {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build();
-    let run = |runtime: tokio::runtime::Runtime| runtime.block_on(run(&settings));
+    let run = |runtime: tokio::runtime::Runtime| runtime.block_on(run(settings));
     match runtime.context("a runtime").and_then(run) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -155,9 +158,15 @@ fn main() -> ExitCode {
     }
 }
 
-async fn run(settings: &Settings) -> anyhow::Result<()> {
-    eprintln!("building the simulated NVML");
+async fn run(mut settings: Settings) -> anyhow::Result<()> {
+    eprintln!("building the simulated NVML and the plugin");
     common::nvml::simulated_nvml_library();
+    if settings.renew_executed {
+        return executed::renew(&settings).await;
+    }
+    let ours = common::cargo::plugin().context("build the plugin")?;
+    settings.subjects.insert(0, Subject::ours(&ours));
+    let settings = &settings;
     let before = process::load_average();
     let mut all: Vec<_> = settings
         .subjects

@@ -51,6 +51,11 @@ struct Arguments {
     #[arg(long)]
     bind_device_plugin_dir: bool,
 
+    /// Instead, write link/executed.ld anew: which functions run (needs valgrind;
+    /// builds the plugin with symbols first)
+    #[arg(long, conflicts_with_all = ["plugins", "only", "json"])]
+    renew_executed: bool,
+
     /// Given by Cargo
     #[arg(long, hide = true)]
     bench: bool,
@@ -59,7 +64,7 @@ struct Arguments {
 /// What to measure, and how often.
 #[derive(Debug)]
 pub(crate) struct Settings {
-    /// Ours first.
+    /// Ours first, once it is built.
     pub(crate) subjects: Vec<Subject>,
     pub(crate) gpus: usize,
     pub(crate) rounds: usize,
@@ -67,6 +72,7 @@ pub(crate) struct Settings {
     pub(crate) effort: Effort,
     pub(crate) json: Option<PathBuf>,
     pub(crate) bind_device_plugin_dir: bool,
+    pub(crate) renew_executed: bool,
 }
 
 /// How often, each round.
@@ -140,25 +146,21 @@ pub(crate) fn parse() -> Parsed {
 
 fn settings(arguments: Arguments) -> Settings {
     // Without --bench it is `cargo test --benches`: does it work at all?
-    let (effort, rounds) = if arguments.quick || !arguments.bench {
-        (QUICK, 1)
-    } else {
-        (FULL, FULL_ROUNDS)
-    };
-    let mut subjects = vec![Subject::ours()];
-    subjects.extend(arguments.plugins);
+    let few = arguments.quick || arguments.renew_executed || !arguments.bench;
+    let (effort, rounds) = if few { (QUICK, 1) } else { (FULL, FULL_ROUNDS) };
     let groups = if arguments.only.is_empty() {
         Group::value_variants().iter().copied().collect()
     } else {
         arguments.only.into_iter().collect()
     };
     Settings {
-        subjects,
+        subjects: arguments.plugins,
         gpus: arguments.gpus.into(),
         rounds: arguments.rounds.map_or(rounds, usize::from),
         groups,
         effort,
         json: arguments.json,
         bind_device_plugin_dir: arguments.bind_device_plugin_dir,
+        renew_executed: arguments.renew_executed,
     }
 }

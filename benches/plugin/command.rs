@@ -25,13 +25,32 @@ pub(crate) struct Subject {
 }
 
 impl Subject {
-    /// This package's plugin, as Cargo has built it for this run.
-    pub(crate) fn ours() -> Self {
+    /// This package's plugin. `program` is not the one that Cargo builds for a
+    /// benchmark: that has what tests alone need of the dependencies.
+    pub(crate) fn ours(program: &Path) -> Self {
         Self {
             name: env!("CARGO_PKG_NAME").to_owned(),
             environment: Vec::new(),
-            program: env!("CARGO_BIN_EXE_gpu-device-plugin").to_owned(),
+            program: program.to_string_lossy().into_owned(),
             arguments: OURS.split(' ').map(str::to_owned).collect(),
+        }
+    }
+
+    /// The same, as another file, in callgrind, which writes a file into `folder` for
+    /// each run.
+    pub(crate) fn in_callgrind(plugin: &Path, folder: &Path) -> Self {
+        let out = folder.join("callgrind.out.%p");
+        let ours = Self::ours(plugin);
+        let options = [
+            "--tool=callgrind".to_owned(),
+            "--demangle=no".to_owned(),
+            format!("--callgrind-out-file={}", out.display()),
+            ours.program,
+        ];
+        Self {
+            program: "valgrind".to_owned(),
+            arguments: options.into_iter().chain(ours.arguments).collect(),
+            ..ours
         }
     }
 

@@ -4,6 +4,7 @@
 use std::env;
 use std::error::Error;
 use std::fs;
+use std::path::PathBuf;
 use std::process::Command;
 
 /// The functions that run, for the linker to lay side by side: half as much code is
@@ -15,7 +16,8 @@ const LINK_MAP: &str = "LINK_MAP";
 /// Linkers that do not read such a file.
 const OTHER_LINKERS: [&str; 3] = ["gold", "mold", "wild"];
 
-const PROTOS: [&str; 2] = ["proto/deviceplugin.proto", "proto/podresources.proto"];
+const DEVICE_PLUGIN: &str = "proto/deviceplugin.proto";
+const PROTOS: [&str; 2] = [DEVICE_PLUGIN, "proto/podresources.proto"];
 
 fn main() -> Result<(), Box<dyn Error>> {
     for proto in PROTOS {
@@ -25,9 +27,25 @@ fn main() -> Result<(), Box<dyn Error>> {
     // The same answer is the same bytes: a hash map would be written in any order.
     let configured = tonic_prost_build::configure().btree_map(".v1beta1");
     configured.compile_fds(descriptors)?;
+    served()?;
     if env::var("PROFILE")? == "release" {
         link_for_release()?;
     }
+    Ok(())
+}
+
+/// The device plugin's server once more, with an answer to Allocate that is encoded
+/// already. See src/api.rs.
+fn served() -> Result<(), Box<dyn Error>> {
+    let folder = PathBuf::from(env::var("OUT_DIR")?).join("served");
+    fs::create_dir_all(&folder)?;
+    let configured = tonic_prost_build::configure().build_client(false);
+    let encoded = "crate::api::EncodedAllocateResponse";
+    configured
+        .out_dir(folder)
+        .extern_path(".v1beta1", "crate::api::v1beta1")
+        .extern_path(".v1beta1.AllocateResponse", encoded)
+        .compile_fds(protox::compile([DEVICE_PLUGIN], ["proto"])?)?;
     Ok(())
 }
 

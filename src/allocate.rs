@@ -1,5 +1,6 @@
 //! Answers about devices, computed from a snapshot alone.
 
+pub mod cache;
 pub mod preferred;
 pub mod response;
 pub mod seen;

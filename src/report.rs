@@ -10,6 +10,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use prost::Message;
 use serde::Serialize;
 
 use crate::allocate::response;
@@ -228,6 +229,7 @@ fn device_report(
         allocate: answer
             .ok()
             .and_then(|answer| answer.container_responses.into_iter().next())
+            .and_then(|answer| ContainerAllocateResponse::decode(&*answer).ok())
             .map(allocate_report),
     }
 }

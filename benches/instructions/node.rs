@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use gpu_device_plugin::allocate::seen::LastSeen;
+use gpu_device_plugin::allocate::cache::Cache;
 use gpu_device_plugin::choice::Chooser;
 use gpu_device_plugin::device::{
     Common, Device, DeviceId, DeviceNode, DeviceSnapshot, Health, Unit,
@@ -32,7 +32,7 @@ pub(crate) fn lay_out() -> anyhow::Result<TempDir> {
         fs::write(file, "")?;
     }
     // What has only just changed is looked at again by each call.
-    while !LastSeen::default().ready(&snapshot).1 {
+    while !Cache::default().ready(&snapshot).1 {
         std::thread::sleep(Duration::from_millis(10));
     }
     Ok(root)

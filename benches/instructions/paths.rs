@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use clap::ValueEnum;
-use gpu_device_plugin::allocate::seen::LastSeen;
-use gpu_device_plugin::api::v1beta1::device_plugin_server::DevicePlugin;
+use gpu_device_plugin::allocate::cache::Cache;
+use gpu_device_plugin::api::served::device_plugin_server::DevicePlugin;
 use gpu_device_plugin::api::v1beta1::{
     AllocateRequest, ContainerAllocateRequest, ContainerPreferredAllocationRequest,
     PreferredAllocationRequest, PreferredAllocationResponse,
@@ -59,7 +59,7 @@ pub(crate) fn call(path: HotPath, calls: u64, folder: &Path) -> anyhow::Result<(
     let (service, _devices) = service(snapshot(folder, gpus));
     let snapshot = service.devices.borrow().clone();
     anyhow::ensure!(
-        service.seen.ready(&snapshot).1,
+        service.cache.ready(&snapshot).1,
         "the node's files are not settled"
     );
     let ids: Vec<_> = (0..gpus).map(uuid).collect();
@@ -83,7 +83,7 @@ fn service(snapshot: DeviceSnapshot) -> (Service, watch::Sender<Arc<DeviceSnapsh
     let service = Service {
         resource: "nvidia.com/gpu".into(),
         devices,
-        seen: LastSeen::default(),
+        cache: Cache::default(),
         streams: Streams::default(),
         rescan: Arc::new(Notify::new()),
         metrics: Arc::new(Metrics::new()),

@@ -5,10 +5,10 @@ use std::path::PathBuf;
 
 use tonic::{Code, Status};
 
+use crate::api::EncodedAllocateResponse;
 use crate::api::v1beta1;
 use crate::api::v1beta1::{
-    AllocateRequest, AllocateResponse, ContainerAllocateRequest, ContainerAllocateResponse,
-    ListAndWatchResponse, NumaNode, TopologyInfo,
+    AllocateRequest, ContainerAllocateRequest, ListAndWatchResponse, NumaNode, TopologyInfo,
 };
 use crate::device::{Common, Device, DeviceSnapshot, UnhealthyReason};
 
@@ -75,13 +75,13 @@ pub fn allocate(
     prepared: &Prepared,
     request: &AllocateRequest,
     files_exist: bool,
-) -> Result<AllocateResponse, AllocateError> {
+) -> Result<EncodedAllocateResponse, AllocateError> {
     let container_responses = request
         .container_requests
         .iter()
         .map(|container| allocate_container(snapshot, prepared, container, files_exist))
         .collect::<Result<_, _>>()?;
-    Ok(AllocateResponse {
+    Ok(EncodedAllocateResponse {
         container_responses,
     })
 }
@@ -91,7 +91,7 @@ fn allocate_container(
     prepared: &Prepared,
     request: &ContainerAllocateRequest,
     files_exist: bool,
-) -> Result<ContainerAllocateResponse, AllocateError> {
+) -> Result<Vec<u8>, AllocateError> {
     // Sorted, and each once: the same devices give the same answer.
     let ids: BTreeSet<_> = request.devices_ids.iter().map(String::as_str).collect();
     if ids.is_empty() {
@@ -108,7 +108,8 @@ fn allocate_container(
     if !files_exist {
         all_exist(&snapshot.common, &devices)?;
     }
-    Ok(ways::answer(&snapshot.common, prepared, &devices))
+    let own = ways::own(&snapshot.common, &devices);
+    Ok(prepared.with(&own))
 }
 
 fn usable<'a>(snapshot: &'a DeviceSnapshot, id: &str) -> Result<&'a Device, AllocateError> {

@@ -9,11 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
-
-use super::ways::Prepared;
-use crate::device::DeviceSnapshot;
 
 /// A folder that changed less than this before it was looked at may change again
 /// within the same tick of the file system's clock (10 ms at most on Linux), and
@@ -88,6 +84,11 @@ impl Seen {
         }
     }
 
+    /// Whether all of them existed for certain.
+    pub fn all_there(&self) -> bool {
+        self.folders.is_some()
+    }
+
     /// Whether all of them still exist for certain. False says nothing: look.
     pub fn still_there(&self) -> bool {
         self.folders.as_ref().is_some_and(|folders| {
@@ -95,43 +96,6 @@ impl Seen {
                 .iter()
                 .all(|(folder, stamp)| Stamp::of(folder) == Some(*stamp))
         })
-    }
-}
-
-/// What was made ready for a snapshot's answers.
-#[derive(Debug)]
-struct Ready {
-    snapshot: Arc<DeviceSnapshot>,
-    prepared: Arc<Prepared>,
-    seen: Seen,
-}
-
-/// The files of the snapshot that was last answered from, and what its answers have
-/// in common. Cheap to clone; all clones are one.
-#[derive(Clone, Debug, Default)]
-pub struct LastSeen(Arc<Mutex<Option<Ready>>>);
-
-impl LastSeen {
-    /// What answers from `snapshot` have in common; and whether every file that one
-    /// could name exists for certain. False says nothing.
-    pub fn ready(&self, snapshot: &Arc<DeviceSnapshot>) -> (Arc<Prepared>, bool) {
-        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let same = last
-            .take()
-            .filter(|last| Arc::ptr_eq(&last.snapshot, snapshot));
-        let mut ready = same.unwrap_or_else(|| Ready {
-            snapshot: snapshot.clone(),
-            prepared: Arc::new(Prepared::of(&snapshot.common)),
-            seen: Seen::default(),
-        });
-        let mut exist = ready.seen.still_there();
-        if !exist {
-            ready.seen = Seen::look(snapshot.files());
-            exist = ready.seen.folders.is_some();
-        }
-        let prepared = ready.prepared.clone();
-        *last = Some(ready);
-        (prepared, exist)
     }
 }
 

@@ -3,6 +3,8 @@
 
 use std::collections::BTreeSet;
 
+use prost::Message;
+
 use crate::api::v1beta1::{CdiDevice, ContainerAllocateResponse, DeviceSpec, Mount};
 use crate::config::{DeviceIdStrategy, DeviceListStrategy, Extra};
 use crate::device::{Common, Device, DeviceNode, text};
@@ -25,37 +27,44 @@ const ANNOTATION: &str = "gpu-device-plugin_";
 /// The length of that name.
 pub(crate) const ANNOTATION_NAME: usize = ANNOTATION.len() + 16;
 
-/// What is the same in all answers from one snapshot, as it stands in them.
+/// What is the same in all answers from one snapshot, encoded as it stands in them.
 #[derive(Clone, Debug, Default)]
-pub struct Prepared {
-    mounts: Vec<Mount>,
-    nodes: Vec<DeviceSpec>,
-}
+pub struct Prepared(Vec<u8>);
 
 impl Prepared {
     /// Puts it into the words of an answer.
     #[must_use]
     pub fn of(common: &Common) -> Self {
-        Self {
-            mounts: common.all_mounts().map(mount).collect(),
-            nodes: each_once(common.all_nodes()).map(device_spec).collect(),
+        let options = &common.allocation;
+        let mut answer = ContainerAllocateResponse::default();
+        if options.strategies.contains(&DeviceListStrategy::Mounts) {
+            answer.mounts = common.all_mounts().map(mount).collect();
         }
+        if options.answers_nodes() {
+            answer.devices = each_once(common.all_nodes()).map(device_spec).collect();
+        }
+        Self(answer.encode_to_vec())
+    }
+
+    /// The whole answer of which this is the part of its own. Of one message that
+    /// follows another the lists are appended, and a reader takes both for one.
+    pub(super) fn with(&self, own: &ContainerAllocateResponse) -> Vec<u8> {
+        let mut bytes = own.encode_to_vec();
+        bytes.extend_from_slice(&self.0);
+        bytes
     }
 }
 
-/// The answer about these devices, which are sorted by ID. The same devices
-/// give the same answer. Several replicas of one are given once.
-pub(super) fn answer(
-    common: &Common,
-    prepared: &Prepared,
-    devices: &[&Device],
-) -> ContainerAllocateResponse {
+/// What is of these devices alone in an answer about them. They are sorted by ID: the
+/// same devices give the same answer. Several replicas of one are given once.
+pub(super) fn own(common: &Common, devices: &[&Device]) -> ContainerAllocateResponse {
     let options = &common.allocation;
     let names = || names(devices, options.device_ids);
     let mut answer = ContainerAllocateResponse::default();
     for strategy in &options.strategies {
         match strategy {
-            DeviceListStrategy::Mounts => answer.mounts.extend_from_slice(&prepared.mounts),
+            // The same for all devices.
+            DeviceListStrategy::Mounts => {}
             DeviceListStrategy::Envvar => by_variables(&mut answer, common, &names()),
             DeviceListStrategy::VolumeMounts => by_volumes(&mut answer, common, &names()),
             DeviceListStrategy::CdiAnnotations => {
@@ -72,7 +81,6 @@ pub(super) fn answer(
     if options.answers_nodes() {
         let own = devices.iter().flat_map(|device| &device.nodes);
         answer.devices = each_once(own).map(device_spec).collect();
-        answer.devices.extend_from_slice(&prepared.nodes);
     }
     answer
 }

@@ -16,7 +16,7 @@ use super::machine::{Action, Machine, Observation, Outcome, Phase, Registration}
 use super::rival::{self, Rival};
 use super::service::{OPTIONS, Service};
 use super::streams::Streams;
-use crate::allocate::seen::LastSeen;
+use crate::allocate::cache::Cache;
 use crate::device::DeviceSnapshot;
 use crate::kubelet::registration::{RegisterError, register};
 use crate::kubelet::socket::SocketId;
@@ -68,7 +68,7 @@ impl Actor {
         let service = Service {
             resource: resource.into(),
             devices,
-            seen: LastSeen::default(),
+            cache: Cache::default(),
             streams: streams.clone(),
             rescan,
             metrics: metrics.clone(),

@@ -16,7 +16,7 @@ use tracing::warn;
 use super::connection::Connection;
 use super::rpc::RpcLayer;
 use super::service::Service;
-use crate::api::v1beta1::device_plugin_server::DevicePluginServer;
+use crate::api::served::device_plugin_server::DevicePluginServer;
 use crate::kubelet::socket::SocketId;
 
 /// The longest path of a Unix socket in bytes: `sun_path` of unix(7) has 108,

@@ -11,14 +11,14 @@ use tracing::info;
 
 use super::connection::ConnectionInfo;
 use super::streams::{Streams, Ticket};
+use crate::allocate::cache::Cache;
 use crate::allocate::preferred::preferred;
 use crate::allocate::response;
-use crate::allocate::seen::LastSeen;
-use crate::api::v1beta1::device_plugin_server::DevicePlugin;
+use crate::api::EncodedAllocateResponse;
+use crate::api::served::device_plugin_server::DevicePlugin;
 use crate::api::v1beta1::{
-    AllocateRequest, AllocateResponse, DevicePluginOptions, Empty, ListAndWatchResponse,
-    PreStartContainerRequest, PreStartContainerResponse, PreferredAllocationRequest,
-    PreferredAllocationResponse,
+    AllocateRequest, DevicePluginOptions, Empty, ListAndWatchResponse, PreStartContainerRequest,
+    PreStartContainerResponse, PreferredAllocationRequest, PreferredAllocationResponse,
 };
 use crate::device::DeviceSnapshot;
 use crate::metrics::{Metrics, ResourceLabels};
@@ -36,8 +36,8 @@ pub struct Service {
     pub resource: String,
     /// Its devices.
     pub devices: watch::Receiver<Arc<DeviceSnapshot>>,
-    /// The files of the last answer.
-    pub seen: LastSeen,
+    /// What was made ready for the last answer.
+    pub cache: Cache,
     /// Its streams.
     pub streams: Streams,
     /// Woken where the node is not what the snapshot says.
@@ -92,10 +92,10 @@ impl DevicePlugin for Service {
     async fn allocate(
         &self,
         request: Request<AllocateRequest>,
-    ) -> Result<Response<AllocateResponse>, Status> {
+    ) -> Result<Response<EncodedAllocateResponse>, Status> {
         let request = request.into_inner();
         let snapshot = self.devices.borrow().clone();
-        let (prepared, exist) = self.seen.ready(&snapshot);
+        let (prepared, exist) = self.cache.ready(&snapshot);
         let answer = response::allocate(&snapshot, &prepared, &request, exist);
         let answer = answer.map_err(|error| {
             info!(resource = self.resource, %error, "allocation refused");

@@ -3,9 +3,7 @@
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
-use gpu_device_plugin::allocate::cache::Cache;
 use gpu_device_plugin::choice::Chooser;
 use gpu_device_plugin::device::{
     Common, Device, DeviceId, DeviceNode, DeviceSnapshot, Health, Unit,
@@ -26,14 +24,10 @@ pub(crate) fn lay_out() -> anyhow::Result<TempDir> {
     let root = tempfile::Builder::new()
         .prefix("instructions-")
         .tempdir_in("/tmp")?;
-    let snapshot = Arc::new(snapshot(root.path(), 16));
+    let snapshot = snapshot(root.path(), 16);
     for file in snapshot.files() {
         fs::create_dir_all(file.parent().unwrap_or(file))?;
         fs::write(file, "")?;
-    }
-    // What has only just changed is looked at again by each call.
-    while !Cache::default().ready(&snapshot).1 {
-        std::thread::sleep(Duration::from_millis(10));
     }
     Ok(root)
 }

@@ -5,6 +5,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::Command;
 
+use tonic::Code;
+
 use crate::common::nvml::SimulatedNode;
 use crate::common::running::Running;
 use crate::common::system::{output, skip};
@@ -143,4 +145,21 @@ async fn one_file_system_has_links() {
     assert_eq!(fs::metadata(file).unwrap().nlink(), 2);
     assert_eq!(names(&state).len(), 1);
     drop(running);
+}
+
+/// No file goes and no folder, and yet none is there: a driver's container may unmount
+/// its root at any time.
+#[tokio::test]
+async fn what_was_on_an_unmounted_file_system_is_not_given() {
+    if !may_mount("what_was_on_an_unmounted_file_system_is_not_given") {
+        return;
+    }
+    let state = Mounted::tmpfs("size=64m");
+    let running = serves(node_of_size(0), state.path(), &[], "Copy").await;
+    output(Command::new("umount").arg("--lazy").arg(state.path()));
+    match running.allocate(&[0]).await {
+        // Looked for between the two: a new volume.
+        Ok(answer) => assert_all_below(mounts(&answer), state.path()),
+        Err(status) => assert_eq!(status.code(), Code::FailedPrecondition, "{status}"),
+    }
 }

@@ -86,77 +86,89 @@ fn set_of(gpus: &[usize]) -> Set {
 
 /// The best of all sets that meet the request.
 pub(super) fn best(tables: &Tables, request: &Request) -> Choice {
-    let search = Search::new(tables, request, None);
-    search.run().unwrap_or_default()
+    best_of(tables, request, |_| true).unwrap_or_default()
 }
 
 /// The best of all but one.
 pub(super) fn best_but(tables: &Tables, request: &Request, but: &[usize]) -> Option<Choice> {
-    Search::new(tables, request, Some(set_of(but))).run()
+    let but = set_of(but);
+    best_of(tables, request, |set| set != but)
 }
 
-struct Search<'a> {
-    tables: &'a Tables,
-    request: &'a Request,
-    /// All that is free now, those that must be taken included.
-    all: Set,
-    but: Option<Set>,
-    best: Option<(Set, Rank)>,
+/// The best of the sets that meet the request and `may` be.
+fn best_of(tables: &Tables, request: &Request, may: impl Fn(Set) -> bool) -> Option<Choice> {
+    let must = set_of(&request.must);
+    let all = set_of(&request.free) | must;
+    let spread = Spread::over(&request.free);
+    let mut best: Option<(Set, Rank)> = None;
+    for picked in picks(request.more, request.free.len()) {
+        let set = spread.of(picked) | must;
+        let own = tables.own[set];
+        // Most are told by this alone.
+        if best.is_some_and(|(_, (best_own, ..))| own < best_own) || !may(set) {
+            continue;
+        }
+        let left = tables.left[all & !set];
+        if best.is_some_and(|(_, (best_own, best_left, _))| (own, left) < (best_own, best_left)) {
+            continue;
+        }
+        let rank = (own, left, Reverse(tables.numa_nodes(set)));
+        let is_better = |(other, best)| rank > best || rank == best && is_before(set, other);
+        if best.is_none_or(is_better) {
+            best = Some((set, rank));
+        }
+    }
+    let (set, (own, left, Reverse(numa_nodes))) = best?;
+    Some(Choice {
+        gpus: bits(set).collect(),
+        own,
+        left,
+        numa_nodes,
+    })
 }
 
-impl<'a> Search<'a> {
-    fn new(tables: &'a Tables, request: &'a Request, but: Option<Set>) -> Self {
+/// Whether it has the first GPU that only one of them has.
+fn is_before(set: Set, other: Set) -> bool {
+    let differ = set ^ other;
+    set & differ & differ.wrapping_neg() != 0
+}
+
+/// Every way to pick so many of the `from` lowest bits, from the lowest number to the
+/// highest (Gosper's: the lowest run of bits sends its uppermost one place up and the
+/// rest to the bottom).
+fn picks(many: usize, from: usize) -> impl Iterator<Item = Set> {
+    let next = |pick: &Set| {
+        let carried = pick + (pick & pick.wrapping_neg());
+        (*pick != 0).then(|| carried | (pick ^ carried) >> 2 >> pick.trailing_zeros())
+    };
+    let all = std::iter::successors(Some((1 << many) - 1), next);
+    all.take_while(move |pick| *pick < 1 << from)
+}
+
+/// The bits of a number at the places of some GPUs, by a look-up of each half of 8.
+struct Spread {
+    low: [Set; 256],
+    high: [Set; 256],
+}
+
+impl Spread {
+    fn over(gpus: &[usize]) -> Self {
+        let (low, high) = gpus.split_at(gpus.len().min(8));
+        let table = |gpus: &[usize]| {
+            let mut table = [0; 256];
+            for number in 1..1_usize << gpus.len() {
+                let first = gpus[number.trailing_zeros() as usize];
+                table[number] = table[number & (number - 1)] | 1 << first;
+            }
+            table
+        };
         Self {
-            tables,
-            request,
-            all: set_of(&request.free) | set_of(&request.must),
-            but,
-            best: None,
+            low: table(low),
+            high: table(high),
         }
     }
 
-    fn run(mut self) -> Option<Choice> {
-        self.extend(
-            set_of(&self.request.must),
-            &self.request.free,
-            self.request.more,
-        );
-        let (set, (own, left, Reverse(numa_nodes))) = self.best?;
-        Some(Choice {
-            gpus: bits(set).collect(),
-            own,
-            left,
-            numa_nodes,
-        })
-    }
-
-    /// Looks at every set that has `more` of `free` beside `set`, those with the
-    /// lowest positions first.
-    fn extend(&mut self, set: Set, free: &[usize], more: usize) {
-        if more == 0 {
-            return self.look_at(set);
-        }
-        // Each in turn is the first that is taken, while enough follow.
-        for (place, gpu) in free.iter().enumerate().take(free.len() + 1 - more) {
-            self.extend(set | 1 << gpu, &free[place + 1..], more - 1);
-        }
-    }
-
-    fn look_at(&mut self, set: Set) {
-        if self.but == Some(set) {
-            return;
-        }
-        let own = self.tables.own[set];
-        let left = self.tables.left[self.all & !set];
-        if let Some((_, (best_own, best_left, _))) = &self.best
-            && (own, left) < (*best_own, *best_left)
-        {
-            return;
-        }
-        let rank = (own, left, Reverse(self.tables.numa_nodes(set)));
-        // Among equals the first stays.
-        if self.best.as_ref().is_none_or(|(_, best)| rank > *best) {
-            self.best = Some((set, rank));
-        }
+    fn of(&self, number: Set) -> Set {
+        self.low[number & 255] | self.high[number >> 8 & 255]
     }
 }

@@ -28,6 +28,7 @@ mod left_out;
 mod look;
 mod mounts;
 mod names;
+mod resolver;
 mod root;
 mod search;
 pub(crate) mod sockets;

@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 
 use clap::builder::Resettable;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{ArgMatches, CommandFactory, Parser, Subcommand};
+use clap::{ArgMatches, Command, CommandFactory, Parser, Subcommand};
 
 use super::{Stop, UsageErrors};
 use crate::health::xid::{DISABLE_VARIABLE, ENABLE_VARIABLE};
@@ -401,7 +401,9 @@ pub(super) fn read(
     errors: &mut UsageErrors,
 ) -> Result<Option<ArgMatches>, Stop> {
     loop {
-        let command = Arguments::command().mut_args(|flag| flag.env(Resettable::Reset));
+        let command = Arguments::command();
+        VARIABLES_OF_FLAGS.get_or_init(|| variables_of(&command));
+        let command = command.mut_args(|flag| flag.env(Resettable::Reset));
         let error = match command.try_get_matches_from(&arguments) {
             Ok(matches) => return Ok(Some(matches)),
             Err(error) => error,
@@ -482,13 +484,15 @@ pub(super) fn flag(id: &str) -> String {
 
 /// The variable of each flag, by the flag's ID.
 pub(super) fn variables() -> &'static BTreeMap<String, String> {
-    static NAMES: OnceLock<BTreeMap<String, String>> = OnceLock::new();
-    NAMES.get_or_init(|| {
-        let command = Arguments::command();
-        let named = command.get_arguments().filter_map(|flag| {
-            let name = flag.get_env()?.to_string_lossy().into_owned();
-            Some((flag.get_id().to_string(), name))
-        });
-        named.collect()
-    })
+    VARIABLES_OF_FLAGS.get_or_init(|| variables_of(&Arguments::command()))
+}
+
+static VARIABLES_OF_FLAGS: OnceLock<BTreeMap<String, String>> = OnceLock::new();
+
+fn variables_of(command: &Command) -> BTreeMap<String, String> {
+    let named = command.get_arguments().filter_map(|flag| {
+        let name = flag.get_env()?.to_string_lossy().into_owned();
+        Some((flag.get_id().to_string(), name))
+    });
+    named.collect()
 }

@@ -16,22 +16,31 @@ use crate::config::file::Settings;
 pub struct Given {
     /// The first is the program's name.
     pub(super) arguments: Vec<OsString>,
-    /// Those that are read, by name, and none that is empty: such a one is what a
-    /// template left empty.
-    variables: BTreeMap<String, String>,
+    environment: Environment,
+}
+
+/// Variables by name. One that is empty counts as not set: it is what a template left
+/// empty.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Environment {
+    OfProcess,
+    These(BTreeMap<String, String>),
+}
+
+impl Default for Environment {
+    fn default() -> Self {
+        Self::These(BTreeMap::new())
+    }
 }
 
 impl Given {
     /// This process' own.
     #[must_use]
     pub fn of_process() -> Self {
-        let read = |name: &str| {
-            let text = std::env::var_os(name)?;
-            Some((name.to_owned(), text.to_string_lossy().into_owned()))
-        };
-        let names = arguments::variables().values().map(String::as_str);
-        let names = names.chain(arguments::WITHOUT_A_FLAG);
-        Self::new(std::env::args_os(), names.filter_map(read))
+        Self {
+            arguments: std::env::args_os().collect(),
+            environment: Environment::OfProcess,
+        }
     }
 
     /// Any.
@@ -40,16 +49,19 @@ impl Given {
         arguments: impl IntoIterator<Item = impl Into<OsString>>,
         variables: impl IntoIterator<Item = (String, String)>,
     ) -> Self {
-        let variables = variables.into_iter();
         Self {
             arguments: arguments.into_iter().map(Into::into).collect(),
-            variables: variables.filter(|(_, text)| !text.is_empty()).collect(),
+            environment: Environment::These(variables.into_iter().collect()),
         }
     }
 
     /// A variable that is set.
-    pub(super) fn variable(&self, name: &str) -> Option<&str> {
-        self.variables.get(name).map(String::as_str)
+    pub(super) fn variable(&self, name: &str) -> Option<String> {
+        let text = match &self.environment {
+            Environment::OfProcess => std::env::var_os(name)?.to_string_lossy().into_owned(),
+            Environment::These(variables) => variables.get(name)?.clone(),
+        };
+        Some(text).filter(|text| !text.is_empty())
     }
 }
 
@@ -93,7 +105,7 @@ impl Sources<'_> {
     fn variable(&self, id: &str) -> Option<Said> {
         let name = arguments::variables().get(id)?;
         Some(Said {
-            text: self.given.variable(name)?.into(),
+            text: self.given.variable(name)?,
             place: name.clone(),
         })
     }

@@ -313,7 +313,7 @@ impl<'a> Values<'a> {
         let given = self.sources.given;
         let [disable, enable] = arguments::WITHOUT_A_FLAG;
         let list = |name| given.variable(name).unwrap_or_default();
-        match XidPolicy::from_lists(list(disable), list(enable)) {
+        match XidPolicy::from_lists(&list(disable), &list(enable)) {
             Ok(policy) => Some(policy.with_overrides(self.sources.file.xids.clone())),
             Err(faults) => {
                 self.errors.0.extend(faults);

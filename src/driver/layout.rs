@@ -61,12 +61,13 @@ impl Architecture {
     ///
     /// `flavours` are the folders in [`flavours`](Self::flavours). The last ones
     /// are for a root that is the driver's own folder, not a whole system's.
-    pub(super) fn library_folders(self, flavours: &[String]) -> Vec<PathBuf> {
+    pub(super) fn library_folders<'n>(
+        self,
+        flavours: impl Iterator<Item = &'n str>,
+    ) -> Vec<PathBuf> {
         let current = self.flavours().join("current");
         // Ubuntu has folders for other things there.
-        let others = flavours
-            .iter()
-            .filter(|name| !["current", "wine", "xorg"].contains(&name.as_str()));
+        let others = flavours.filter(|name| !["current", "wine", "xorg"].contains(name));
         let mut folders = vec![self.multiarch().to_path_buf(), current];
         folders.extend(others.map(|name| self.flavours().join(name)));
         folders.extend(LIBRARY_FOLDERS.iter().map(PathBuf::from));
@@ -274,8 +275,8 @@ mod tests {
 
     #[test]
     fn debians_current_driver_goes_before_its_others() {
-        let flavours = ["current".to_owned(), "tesla-470".to_owned()];
-        let folders = Architecture::Aarch64.library_folders(&flavours);
+        let flavours = ["current", "tesla-470"].into_iter();
+        let folders = Architecture::Aarch64.library_folders(flavours);
         let expected = ["", "/nvidia/current", "/nvidia/tesla-470"]
             .map(|folder| PathBuf::from(format!("usr/lib/aarch64-linux-gnu{folder}")));
         assert_eq!(folders[..3], expected);

@@ -1,6 +1,7 @@
 //! A look at one place for all files of one driver.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -11,8 +12,8 @@ use super::elf::{ElfError, ElfFile};
 use super::files::{DriverFile, DriverFiles, FileKind, FromImage, Missing};
 use super::layout::{self, Architecture};
 use super::left_out::{LeftOut, Reason};
-use super::names::{LibraryName, names};
-use super::root::Resolver;
+use super::names::LibraryName;
+use super::resolver::{Nowhere, Resolver};
 use super::search::Place;
 
 /// Smaller than this, a libcuda or libnvidia-ml is CUDA's stub: the least of the
@@ -41,13 +42,12 @@ struct Refused {
 
 pub(super) struct Look<'a> {
     place: &'a Place,
-    resolver: Resolver<'a>,
     architecture: Architecture,
     version: &'a str,
     found: Vec<Found>,
     refused: BTreeMap<PathBuf, Refused>,
     /// What was looked at already: links lead to the same file.
-    seen: BTreeSet<(&'static str, PathBuf)>,
+    seen: BTreeSet<(&'static str, OsString)>,
     /// The folder of the driver's libcuda, real and relative to the root.
     libcuda: Option<PathBuf>,
 }
@@ -56,7 +56,6 @@ impl<'a> Look<'a> {
     pub(super) fn new(place: &'a Place, architecture: Architecture, version: &'a str) -> Self {
         Self {
             place,
-            resolver: Resolver::new(&place.root),
             architecture,
             version,
             found: Vec::new(),
@@ -80,7 +79,7 @@ impl<'a> Look<'a> {
             .find(|found| found.file.name == REQUIRED[0]);
         self.libcuda = libcuda
             .and_then(|found| found.file.here.parent())
-            .and_then(|folder| folder.strip_prefix(self.place.root.here()).ok())
+            .and_then(|folder| folder.strip_prefix(self.place.root().here()).ok())
             .map(Path::to_path_buf);
         // What does not have the driver's version is this one's where it lies beside it.
         self.libraries(|item, _| by_place(item));
@@ -98,12 +97,12 @@ impl<'a> Look<'a> {
         for folder in &place.folders {
             for sub in ["", "vdpau", "gbm", "nvidia/wine"] {
                 let folder = folder.join(sub);
-                for name in names(&place.root, &folder) {
-                    let library = LibraryName::parse(&name).unwrap_or_default();
-                    if let Some(item) = below_the_loaders(&name, sub)
+                for name in place.resolver.names(&folder).iter() {
+                    let library = LibraryName::parse(name).unwrap_or_default();
+                    if let Some(item) = below_the_loaders(name, sub)
                         && which(item, library)
                     {
-                        self.consider(item, &folder.join(&name));
+                        self.consider(item, &folder.join(name));
                     }
                 }
             }
@@ -113,17 +112,26 @@ impl<'a> Look<'a> {
     /// Takes in the file that `path` leads to, or notes why not. The file's own
     /// name counts, not the link's: a link is what goes stale.
     fn consider(&mut self, item: &'static Item, path: &Path) {
-        let real = match self.resolver.resolve(path) {
+        let real = match self.resolver().follow(path) {
             Ok(real) => real,
-            Err(error) => return self.unresolved(item, path, &error),
+            Err(nowhere) => return self.unresolved(item, path, nowhere),
         };
-        if !self.seen.insert((item.name, real.clone())) {
+        if !self.is_new(item, &real) {
             return;
         }
         match self.judge(item, path, &real) {
             Ok((name, needed)) => self.take(item, name, &real, needed),
             Err(reason) => self.refuse(item, &real, reason),
         }
+    }
+
+    fn resolver(&self) -> &'a Resolver {
+        &self.place.resolver
+    }
+
+    /// Whether this was not looked at for that yet.
+    fn is_new(&mut self, item: &'static Item, real: &Path) -> bool {
+        self.seen.insert((item.name, real.into()))
     }
 
     /// The name that the file goes by, and what it needs.
@@ -174,7 +182,7 @@ impl<'a> Look<'a> {
         }
         let is_below = |sub: &str| {
             let libcuda = self.libcuda.as_deref();
-            let folder = folder.strip_prefix(self.place.root.here()).ok();
+            let folder = folder.strip_prefix(self.place.root().here()).ok();
             // Joined to nothing, a path ends with a slash; compared, it does not.
             folder.is_some() && folder == libcuda.map(|libcuda| libcuda.join(sub)).as_deref()
         };
@@ -204,12 +212,12 @@ impl<'a> Look<'a> {
     fn neutral(&mut self) {
         let place = self.place;
         for folder in &place.folders {
-            for name in names(&place.root, folder) {
-                let library = LibraryName::parse(&name);
+            for name in place.resolver.names(folder).iter() {
+                let library = LibraryName::parse(name);
                 if library.is_none_or(|library| !NEUTRAL.contains(&library.stem)) {
                     continue;
                 }
-                let Ok(real) = self.resolver.resolve(&folder.join(name)) else {
+                let Ok(real) = place.resolver.resolve(&folder.join(name)) else {
                     continue;
                 };
                 // NVIDIA's installer links libGLX_indirect to a library of its own.
@@ -227,26 +235,26 @@ impl<'a> Look<'a> {
         for item in ITEMS.iter().filter(|item| item.sort == Sort::Program) {
             for folder in &folders {
                 let path = folder.join(item.name);
-                match self.resolver.resolve(&path) {
+                match self.resolver().follow(&path) {
                     Ok(real) => self.program(item, &real),
-                    Err(error) => self.unresolved(item, &path, &error),
+                    Err(nowhere) => self.unresolved(item, &path, nowhere),
                 }
             }
         }
     }
 
     fn program(&mut self, item: &'static Item, real: &Path) {
-        if !self.seen.insert((item.name, real.into())) {
+        if !self.is_new(item, real) {
             return;
         }
         let reason = match self.judge_program(real) {
             Ok(needed) => return self.take(item, item.name.into(), real, needed),
             Err(reason) => reason,
         };
-        let here = self.place.root.here();
+        let here = self.place.root().here();
         let unpatched = match &reason {
             Reason::Interpreter(_) => layout::unpatched(real)
-                .and_then(|path| self.resolver.resolve(path.strip_prefix(here).ok()?).ok()),
+                .and_then(|path| self.resolver().resolve(path.strip_prefix(here).ok()?).ok()),
             _ => None,
         };
         self.refuse(item, real, reason);
@@ -285,10 +293,10 @@ impl<'a> Look<'a> {
             };
             for folder in own.into_iter().flatten().chain(usual) {
                 for path in names.iter().map(|name| folder.join(name)) {
-                    match self.resolver.resolve(&path) {
+                    match self.resolver().follow(&path) {
                         Ok(real) if real.is_file() => self.fixed_file(item, &real),
                         Ok(_) => {}
-                        Err(error) => self.unresolved(item, &path, &error),
+                        Err(nowhere) => self.unresolved(item, &path, nowhere),
                     }
                 }
             }
@@ -296,7 +304,7 @@ impl<'a> Look<'a> {
     }
 
     fn fixed_file(&mut self, item: &'static Item, real: &Path) {
-        if !self.seen.insert((item.name, real.into())) {
+        if !self.is_new(item, real) {
             return;
         }
         let judged = if item.name.ends_with(".so") {
@@ -338,14 +346,14 @@ impl<'a> Look<'a> {
 
     fn firmware(&mut self) {
         for folder in layout::firmware_folders(self.libcuda.as_deref(), self.version) {
-            for name in names(&self.place.root, &folder) {
+            for name in self.resolver().names(&folder).iter() {
                 let is_gsp = name.starts_with("gsp") && name.ends_with(".bin");
-                let real = self.resolver.resolve(&folder.join(&name));
+                let real = self.resolver().resolve(&folder.join(name));
                 if let Ok(real) = real
                     && is_gsp
-                    && self.seen.insert((FIRMWARE.name, real.clone()))
+                    && self.is_new(&FIRMWARE, &real)
                 {
-                    self.take(&FIRMWARE, name, &real, Vec::new());
+                    self.take(&FIRMWARE, name.to_owned(), &real, Vec::new());
                 }
             }
         }
@@ -360,7 +368,7 @@ impl<'a> Look<'a> {
             let taken = taken.file.host.clone();
             return self.refuse(item, real, Reason::Copy(taken));
         }
-        let (Some(host), Ok(metadata)) = (self.place.root.to_host(real), real.metadata()) else {
+        let (Some(host), Ok(metadata)) = (self.place.root().to_host(real), real.metadata()) else {
             return;
         };
         let file = DriverFile {
@@ -375,10 +383,10 @@ impl<'a> Look<'a> {
     }
 
     /// A path that leads nowhere. Most are just not there.
-    fn unresolved(&mut self, item: &Item, path: &Path, error: &io::Error) {
-        let link = self.resolver.link(path);
+    fn unresolved(&mut self, item: &Item, path: &Path, nowhere: Nowhere) {
+        let Nowhere { error, link } = nowhere;
         if error.kind() != io::ErrorKind::NotFound {
-            let here = link.unwrap_or_else(|| self.place.root.here().join(path));
+            let here = link.unwrap_or_else(|| self.place.root().here().join(path));
             self.refuse(item, &here, Reason::Unreadable(error.to_string()));
         } else if let Some(link) = link {
             self.refuse(item, &link, Reason::Dangling);
@@ -390,7 +398,7 @@ impl<'a> Look<'a> {
     }
 
     fn refuse_for(&mut self, capability: Capability, here: &Path, reason: Reason) {
-        if let Some(host) = self.place.root.to_host(here) {
+        if let Some(host) = self.place.root().to_host(here) {
             let refused = Refused { capability, reason };
             self.refused.entry(host).or_insert(refused);
         }
@@ -418,7 +426,7 @@ impl<'a> Look<'a> {
         files.sort_by(|a, b| (&a.kind, &a.name).cmp(&(&b.kind, &b.name)));
         DriverFiles {
             version: version.to_owned(),
-            root: place.root.clone(),
+            root: place.root().clone(),
             folders: place.folders.clone(),
             files,
             left_out,

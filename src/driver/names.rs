@@ -1,11 +1,5 @@
-//! The names of files in folders.
+//! The names of libraries' files.
 
-use std::fs;
-use std::path::Path;
-
-use tracing::debug;
-
-use super::DriverRoot;
 use super::layout::is_driver_version;
 
 /// The name of a library's file: `libcuda.so.550.163.01` is `libcuda` and
@@ -31,28 +25,6 @@ impl<'a> LibraryName<'a> {
     pub(super) fn driver_version(self) -> Option<&'a str> {
         is_driver_version(self.suffix).then_some(self.suffix)
     }
-}
-
-/// The names in a folder under the root, sorted, so that the same folder
-/// always gives the same answer.
-pub(super) fn names(root: &DriverRoot, folder: &Path) -> Vec<String> {
-    let entries = root.resolve(folder).and_then(fs::read_dir);
-    let entries = match entries {
-        Ok(entries) => entries,
-        Err(error) => {
-            // Most folders of the list are on no one host: not worth a line.
-            if error.kind() != std::io::ErrorKind::NotFound {
-                debug!(path = %folder.display(), %error, "skipped");
-            }
-            return Vec::new();
-        }
-    };
-    let mut names: Vec<_> = entries
-        .flatten()
-        .filter_map(|entry| entry.file_name().into_string().ok())
-        .collect();
-    names.sort_unstable();
-    names
 }
 
 #[cfg(test)]

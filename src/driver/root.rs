@@ -1,16 +1,10 @@
 //! A folder tree of the host, and the way through it.
 
-use std::cell::RefCell;
-use std::collections::HashMap;
-use std::ffi::{OsStr, OsString};
 use std::fmt;
-use std::fs;
 use std::io;
 use std::path::{Component, Path, PathBuf};
-use std::rc::Rc;
 
-/// Links followed on one way before it counts as a loop; the kernel's own limit.
-const MAX_LINKS: u32 = 40;
+use super::resolver::Resolver;
 
 /// A folder tree of the host, and where this process sees it.
 ///
@@ -67,148 +61,7 @@ impl DriverRoot {
     /// What the system says of the first step that cannot be taken, such as a
     /// dangling link, and an error of its own after 40 links.
     pub fn resolve(&self, path: &Path) -> io::Result<PathBuf> {
-        Resolver::new(self).resolve(path)
-    }
-}
-
-/// Follows many paths through a tree that stays as it is meanwhile: what lies on
-/// several ways is looked at once.
-pub(super) struct Resolver<'a> {
-    root: &'a DriverRoot,
-    /// The folders that were walked through, the root first.
-    folders: RefCell<Vec<Folder>>,
-}
-
-/// A folder, and what is known of what is in it.
-struct Folder {
-    /// Below the root, with no link in it.
-    path: PathBuf,
-    /// Where `..` leads.
-    parent: usize,
-    /// What each name leads to, or the system's error.
-    names: HashMap<OsString, Result<Kind, i32>>,
-}
-
-/// What a step of a path leads to.
-#[derive(Clone)]
-enum Kind {
-    Folder(usize),
-    Link(Rc<Path>),
-    Other,
-}
-
-impl<'a> Resolver<'a> {
-    /// One that has seen nothing of `root` yet.
-    #[must_use]
-    pub(super) fn new(root: &'a DriverRoot) -> Self {
-        let folder = Folder {
-            path: PathBuf::new(),
-            parent: 0,
-            names: HashMap::new(),
-        };
-        Self {
-            root,
-            folders: RefCell::new(vec![folder]),
-        }
-    }
-
-    /// [`DriverRoot::resolve`], with what was seen before.
-    ///
-    /// # Errors
-    ///
-    /// The same.
-    pub(super) fn resolve(&self, path: &Path) -> io::Result<PathBuf> {
-        let mut folders = self.folders.borrow_mut();
-        let (folder, file) = self.walk(&mut folders, path)?;
-        let folder = below(&self.root.here, &folders[folder].path);
-        Ok(match file {
-            Some(file) => folder.join(file),
-            None => folder,
-        })
-    }
-
-    /// The link at `path` itself, whose folder is real, if there is one.
-    pub(super) fn link(&self, path: &Path) -> Option<PathBuf> {
-        let (parent, name) = (path.parent()?, path.file_name()?);
-        let mut folders = self.folders.borrow_mut();
-        let (folder, None) = self.walk(&mut folders, parent).ok()? else {
-            return None;
-        };
-        let found = self.look(&mut folders, folder, name);
-        let link = below(&self.root.here, &folders[folder].path).join(name);
-        matches!(found, Ok(Kind::Link(_))).then_some(link)
-    }
-
-    /// The real folder that a path leads to, and the file in it where it is none.
-    fn walk(
-        &self,
-        folders: &mut Vec<Folder>,
-        path: &Path,
-    ) -> io::Result<(usize, Option<OsString>)> {
-        let mut given = steps(path);
-        // Of links, the next one last.
-        let mut linked: Vec<OsString> = Vec::new();
-        let (mut at, mut links) = (0, 0);
-        loop {
-            let of_link = linked.pop();
-            let Some(step) = of_link.as_deref().or_else(|| given.next()) else {
-                break;
-            };
-            if step == ".." {
-                at = folders[at].parent;
-                continue;
-            }
-            match self.look(folders, at, step)? {
-                Kind::Link(target) => {
-                    links += 1;
-                    if links > MAX_LINKS {
-                        return Err(io::Error::other("too many links, or a loop of them"));
-                    }
-                    if target.is_absolute() {
-                        at = 0;
-                    }
-                    let steps: Vec<_> = steps(&target).map(OsStr::to_owned).collect();
-                    linked.extend(steps.into_iter().rev());
-                }
-                Kind::Folder(folder) => at = folder,
-                Kind::Other if linked.is_empty() && given.next().is_none() => {
-                    return Ok((at, Some(step.to_owned())));
-                }
-                Kind::Other => return Err(io::ErrorKind::NotADirectory.into()),
-            }
-        }
-        Ok((at, None))
-    }
-
-    /// Looks at a name in a folder, unless that was done.
-    fn look(&self, folders: &mut Vec<Folder>, at: usize, name: &OsStr) -> io::Result<Kind> {
-        let known = folders[at].names.get(name).cloned();
-        let looked = known.unwrap_or_else(|| {
-            let looked = self.look_anew(folders, at, name);
-            // An error of the system's has a number.
-            let looked = looked.map_err(|error| error.raw_os_error().unwrap_or_default());
-            folders[at].names.insert(name.into(), looked.clone());
-            looked
-        });
-        looked.map_err(io::Error::from_raw_os_error)
-    }
-
-    fn look_anew(&self, folders: &mut Vec<Folder>, at: usize, name: &OsStr) -> io::Result<Kind> {
-        let path = folders[at].path.join(name);
-        let here = self.root.here.join(&path);
-        let kind = fs::symlink_metadata(&here)?.file_type();
-        if kind.is_symlink() {
-            return Ok(Kind::Link(fs::read_link(&here)?.into()));
-        }
-        if !kind.is_dir() {
-            return Ok(Kind::Other);
-        }
-        folders.push(Folder {
-            path,
-            parent: at,
-            names: HashMap::new(),
-        });
-        Ok(Kind::Folder(folders.len() - 1))
+        Resolver::new(self.clone()).resolve(path)
     }
 }
 
@@ -227,13 +80,6 @@ impl fmt::Display for DriverRoot {
     }
 }
 
-/// The steps of a path.
-fn steps(path: &Path) -> impl Iterator<Item = &OsStr> {
-    path.components()
-        .filter(|step| matches!(step, Component::Normal(_) | Component::ParentDir))
-        .map(|step| step.as_os_str())
-}
-
 /// `join` without the trailing slash that an empty path would leave.
 fn below(base: &Path, relative: &Path) -> PathBuf {
     if relative.as_os_str().is_empty() {
@@ -248,6 +94,7 @@ mod tests {
     use super::*;
     use proptest::collection::vec;
     use proptest::prelude::*;
+    use std::fs;
     use std::os::unix::fs::symlink;
     use tempfile::TempDir;
 
@@ -291,20 +138,6 @@ mod tests {
         let real = resolved(&root, "usr/lib/x86_64-linux-gnu/libcuda.so.1").unwrap();
         let expected = "/usr/lib/x86_64-linux-gnu/nvidia/current/libcuda.so.550.163.01";
         assert_eq!(real, Path::new(expected));
-    }
-
-    #[test]
-    fn what_was_seen_is_not_looked_at_again() {
-        let (_outer, root) = tree();
-        fs::create_dir_all(root.here().join("usr/lib")).unwrap();
-        let resolver = Resolver::new(&root);
-        let missing = resolver.resolve(Path::new("usr/lib/a")).unwrap_err();
-        assert_eq!(missing.kind(), io::ErrorKind::NotFound);
-        fs::write(root.here().join("usr/lib/a"), "").unwrap();
-        let still = resolver.resolve(Path::new("usr/lib/a")).unwrap_err();
-        assert_eq!(still.to_string(), missing.to_string());
-        assert!(resolver.resolve(Path::new("usr/lib")).is_ok());
-        assert!(Resolver::new(&root).resolve(Path::new("usr/lib/a")).is_ok());
     }
 
     #[test]

@@ -9,7 +9,8 @@ use super::elf::ElfFile;
 use super::files::DriverFiles;
 use super::layout::{Architecture, CACHES, ROOTS_BELOW};
 use super::look::Look;
-use super::names::{LibraryName, names};
+use super::names::LibraryName;
+use super::resolver::Resolver;
 use super::{DriverError, DriverRoot, ldcache};
 
 /// Where NVML's library is under the root, for `dlopen`.
@@ -32,7 +33,7 @@ pub(super) struct Search {
 
 /// One root and the folders of it that are there.
 pub(super) struct Place {
-    pub(super) root: DriverRoot,
+    pub(super) resolver: Resolver,
     /// Relative to the root, best first; each real folder once.
     pub(super) folders: Vec<PathBuf>,
 }
@@ -43,14 +44,15 @@ impl Search {
             root: Box::new(root.clone()),
             source,
         })?;
+        let first = Place::new(root.clone(), architecture);
         let below = ROOTS_BELOW.iter().filter_map(|path| {
-            let here = root.resolve(Path::new(path)).ok()?;
-            here.is_dir()
-                .then(|| DriverRoot::new(root.host().join(path), here))
+            let here = first.resolver.resolve(Path::new(path)).ok()?;
+            let root = || DriverRoot::new(root.host().join(path), &here);
+            here.is_dir().then(|| Place::new(root(), architecture))
         });
-        let roots = std::iter::once(root.clone()).chain(below);
+        let below: Vec<_> = below.collect();
         Ok(Self {
-            places: roots.map(|root| Place::new(root, architecture)).collect(),
+            places: std::iter::once(first).chain(below).collect(),
             architecture,
         })
     }
@@ -75,11 +77,12 @@ impl Search {
     pub(super) fn versions(&self) -> Vec<String> {
         let mut versions = Vec::new();
         for place in &self.places {
-            for name in place.folders.iter().flat_map(|f| names(&place.root, f)) {
-                let library = LibraryName::parse(&name);
-                let libcuda = library.filter(|library| library.stem == "libcuda");
-                let version = libcuda.and_then(LibraryName::driver_version);
-                versions.extend(version.map(str::to_owned));
+            for folder in &place.folders {
+                let names = place.resolver.names(folder);
+                let libraries = names.iter().filter_map(LibraryName::parse);
+                let libcudas = libraries.filter(|library| library.stem == "libcuda");
+                let of_driver = libcudas.filter_map(LibraryName::driver_version);
+                versions.extend(of_driver.map(str::to_owned));
             }
         }
         versions
@@ -89,27 +92,27 @@ impl Search {
         let exact = version.map(|version| format!("libnvidia-ml.so.{version}"));
         let folders = || {
             let places = self.places.iter();
-            places.flat_map(|place| place.folders.iter().map(|folder| (&place.root, folder)))
+            places.flat_map(|place| place.folders.iter().map(|folder| (&place.resolver, folder)))
         };
         let of_version = exact.and_then(|name| {
-            folders().find_map(|(root, folder)| self.is_nvml(root, &folder.join(&name)))
+            folders().find_map(|(resolver, folder)| self.is_nvml(resolver, &folder.join(&name)))
         });
         of_version.or_else(|| {
-            folders().find_map(|(root, folder)| {
-                let is_nvml = |name: &String| {
+            folders().find_map(|(resolver, folder)| {
+                let is_nvml = |name: &&str| {
                     LibraryName::parse(name).is_some_and(|name| name.stem == "libnvidia-ml")
                 };
-                let beside = names(root, folder).into_iter().filter(is_nvml);
-                std::iter::once(LIBNVIDIA_ML.to_owned())
-                    .chain(beside)
-                    .find_map(|name| self.is_nvml(root, &folder.join(name)))
+                let names = resolver.names(folder);
+                std::iter::once(LIBNVIDIA_ML)
+                    .chain(names.iter().filter(is_nvml))
+                    .find_map(|name| self.is_nvml(resolver, &folder.join(name)))
             })
         })
     }
 
     /// The real file, if it is NVML's library.
-    fn is_nvml(&self, root: &DriverRoot, path: &Path) -> Option<PathBuf> {
-        let here = root.resolve(path).ok()?;
+    fn is_nvml(&self, resolver: &Resolver, path: &Path) -> Option<PathBuf> {
+        let here = resolver.resolve(path).ok()?;
         let file = ElfFile::open(&here).ok()?;
         let is_nvml = file.is_library()
             && file.machine == self.architecture.machine()
@@ -120,28 +123,33 @@ impl Search {
 
 impl Place {
     fn new(root: DriverRoot, architecture: Architecture) -> Self {
-        let flavours = names(&root, &architecture.flavours());
-        let mut folders = architecture.library_folders(&flavours);
+        let resolver = Resolver::new(root);
+        let flavours = resolver.names(&architecture.flavours());
+        let mut folders = architecture.library_folders(flavours.iter());
         for cache in CACHES {
-            folders.extend(cached(&root, cache, architecture));
+            folders.extend(cached(&resolver, cache, architecture));
         }
         let mut seen = Vec::new();
         folders.retain(|folder| {
-            let real = root.resolve(folder).ok().filter(|real| real.is_dir());
+            let real = resolver.resolve(folder).ok().filter(|real| real.is_dir());
             real.is_some_and(|real| {
                 let new = !seen.contains(&real);
                 seen.push(real);
                 new
             })
         });
-        Self { root, folders }
+        Self { resolver, folders }
+    }
+
+    pub(super) fn root(&self) -> &DriverRoot {
+        self.resolver.root()
     }
 }
 
 /// The folders that a loader's cache names for libraries of the driver, relative
 /// to the root.
-fn cached(root: &DriverRoot, cache: &str, architecture: Architecture) -> Vec<PathBuf> {
-    let Ok(cache) = root.resolve(Path::new(cache)) else {
+fn cached(resolver: &Resolver, cache: &str, architecture: Architecture) -> Vec<PathBuf> {
+    let Ok(cache) = resolver.resolve(Path::new(cache)) else {
         return Vec::new();
     };
     let folders = ldcache::folders(&cache, architecture, catalog::is_of_the_driver);

@@ -19,7 +19,7 @@ use crate::health::kept::since_boot;
 
 /// How long one wait lasts: the time after which a thread that is not needed
 /// any more ends.
-const WAIT: Duration = Duration::from_secs(10);
+const WAIT: Duration = Duration::from_secs(30);
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 

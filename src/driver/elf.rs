@@ -62,10 +62,11 @@ impl ElfFile {
     /// Reads the file at `path`, following links as the system does.
     pub(super) fn open(path: &Path) -> Result<Self, ElfError> {
         // Before opening it: a named pipe would wait for a writer.
-        if !fs::metadata(path)?.is_file() {
+        let metadata = fs::metadata(path)?;
+        if !metadata.is_file() {
             return Err(ElfError::NotAFile);
         }
-        Self::read(Paged::new(File::open(path)?)?)
+        Self::read(Paged::new(File::open(path)?, metadata.len()))
     }
 
     /// Reads headers, the dynamic segment and a few strings: some kilobytes,

@@ -6,32 +6,44 @@
 //! choice better, and no GPU waits for them.
 
 use nvml_wrapper::Device;
-use nvml_wrapper::enum_wrappers::device::TopologyLevel;
-use nvml_wrapper::sys_exports::field_id::NVML_FI_DEV_NVLINK_GET_SPEED as NVLINK_SPEED;
+use nvml_wrapper::sys_exports::field_id::{
+    NVML_FI_DEV_NVLINK_GET_SPEED as NVLINK_SPEED, NVML_FI_DEV_NVLINK_GET_STATE as NVLINK_STATE,
+    NVML_FI_DEV_NVSWITCH_CONNECTED_LINK_COUNT as TO_SWITCHES,
+};
 use nvml_wrapper_sys::bindings::{
+    nvmlGpuLevel_enum_NVML_TOPOLOGY_HOSTBRIDGE as HOSTBRIDGE,
+    nvmlGpuLevel_enum_NVML_TOPOLOGY_INTERNAL as INTERNAL,
+    nvmlGpuLevel_enum_NVML_TOPOLOGY_MULTIPLE as MULTIPLE,
+    nvmlGpuLevel_enum_NVML_TOPOLOGY_NODE as NODE, nvmlGpuLevel_enum_NVML_TOPOLOGY_SINGLE as SINGLE,
+    nvmlGpuLevel_enum_NVML_TOPOLOGY_SYSTEM as SYSTEM,
     nvmlIntNvLinkDeviceType_enum_NVML_NVLINK_DEVICE_TYPE_GPU as GPU,
     nvmlIntNvLinkDeviceType_enum_NVML_NVLINK_DEVICE_TYPE_SWITCH as SWITCH,
     nvmlNvlinkVersion_enum_NVML_NVLINK_VERSION_1_0 as NVLINK_1,
     nvmlNvlinkVersion_enum_NVML_NVLINK_VERSION_5_0 as NVLINK_5,
 };
 
+use super::LibraryError;
+use super::raw::{self, Field};
 use super::topology::{NvLink, PcieLevel, Remote};
-use super::vitals::{nvlinks, told};
-use super::{LibraryError, raw};
+use super::vitals::{Fields, any_links, ask_for, find_links, told};
 
 /// In MB/s each way, of a link whose speed is not told: NVLink 1, 2 to 4, and 5.
 const SPEEDS: [u32; 3] = [20_000, 25_000, 50_000];
 
 /// The NVLinks of a GPU that are up.
 pub(super) fn read(device: &Device<'_>) -> Result<Vec<NvLink>, LibraryError> {
-    let states = nvlinks(device)?;
-    let up: Vec<_> = states.into_iter().filter(|(_, up)| *up).collect();
-    let up: Vec<_> = up.into_iter().map(|(link, _)| link).collect();
-    let speeds = speeds(device, &up)?;
+    let told = ask_for(device, &wanted())?;
+    let (_, states) = find_links(device, &told)?;
+    let to_switches = told.get(TO_SWITCHES).unwrap_or_default();
+    let all_to_switches = to_switches >= states.len() as u64;
     let mut links = Vec::new();
-    for (link, speed) in up.into_iter().zip(speeds) {
-        if let Some(remote) = remote(device, link)? {
-            let bandwidth = match speed {
+    for (link, _) in states.into_iter().filter(|(_, up)| *up) {
+        let remote = match all_to_switches {
+            true => Some(Remote::Switch),
+            false => remote(device, link)?,
+        };
+        if let Some(remote) = remote {
+            let bandwidth = match speed(&told, link) {
                 Some(speed) => speed,
                 None => by_version(device, link)?,
             };
@@ -41,24 +53,27 @@ pub(super) fn read(device: &Device<'_>) -> Result<Vec<NvLink>, LibraryError> {
     Ok(links)
 }
 
-/// All in one call.
-fn speeds(device: &Device<'_>, links: &[u32]) -> Result<Vec<Option<u32>>, LibraryError> {
-    const CALL: &str = "nvmlDeviceGetFieldValues";
-    let speed_of = |scope: &u32| raw::Field {
+/// The fields of one call.
+fn wanted() -> Vec<Field> {
+    let whole = Field {
+        id: TO_SWITCHES,
+        scope: 0,
+    };
+    let mut wanted: Vec<_> = any_links().collect();
+    let scopes = wanted.iter().filter(|field| field.id == NVLINK_STATE);
+    let speeds = scopes.map(|state| Field {
         id: NVLINK_SPEED,
-        scope: *scope,
-    };
-    let fields: Vec<_> = links.iter().map(speed_of).collect();
-    let Some(values) = told(CALL, raw::field_values(device, &fields))? else {
-        return Ok(vec![None; links.len()]);
-    };
-    let speed = |value| {
-        let speed: Option<u64> = told(CALL, value)?;
-        Ok(speed
-            .and_then(|speed| speed.try_into().ok())
-            .filter(|speed| *speed > 0))
-    };
-    values.into_iter().map(speed).collect()
+        scope: state.scope,
+    });
+    let speeds: Vec<_> = speeds.collect();
+    wanted.extend(speeds);
+    wanted.push(whole);
+    wanted
+}
+
+fn speed(told: &Fields, link: u32) -> Option<u32> {
+    let speed = told.get_of(NVLINK_SPEED, link)?;
+    speed.try_into().ok().filter(|speed| *speed > 0)
 }
 
 fn by_version(device: &Device<'_>, link: u32) -> Result<u32, LibraryError> {
@@ -87,13 +102,14 @@ fn remote(device: &Device<'_>, link: u32) -> Result<Option<Remote>, LibraryError
 }
 
 /// The distance of two GPUs on PCIe. None: it was not told.
-pub(super) fn pcie(device: &Device<'_>, other: Device<'_>) -> Option<PcieLevel> {
-    Some(match device.topology_common_ancestor(other).ok()? {
-        TopologyLevel::Internal => PcieLevel::Board,
-        TopologyLevel::Single => PcieLevel::Pix,
-        TopologyLevel::Multiple => PcieLevel::Pxb,
-        TopologyLevel::HostBridge => PcieLevel::Phb,
-        TopologyLevel::Node => PcieLevel::Node,
-        TopologyLevel::System => PcieLevel::Sys,
+pub(super) fn pcie(device: &Device<'_>, other: &Device<'_>) -> Option<PcieLevel> {
+    Some(match raw::common_ancestor(device, other).ok()? {
+        INTERNAL => PcieLevel::Board,
+        SINGLE => PcieLevel::Pix,
+        MULTIPLE => PcieLevel::Pxb,
+        HOSTBRIDGE => PcieLevel::Phb,
+        NODE => PcieLevel::Node,
+        SYSTEM => PcieLevel::Sys,
+        _ => return None,
     })
 }

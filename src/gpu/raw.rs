@@ -192,6 +192,18 @@ pub(super) fn nvlink_remote_type(device: &Device<'_>, link: u32) -> Result<u32, 
     Ok(kind)
 }
 
+/// `nvmlDeviceGetTopologyCommonAncestor`: one of `NVML_TOPOLOGY_*`. nvml-wrapper's call
+/// takes the other device for good.
+pub(super) fn common_ancestor(device: &Device<'_>, other: &Device<'_>) -> Result<u32, NvmlError> {
+    let lib = device.nvml().lib();
+    let get = nvml_sym(lib.nvmlDeviceGetTopologyCommonAncestor.as_ref())?;
+    let mut level = 0;
+    // SAFETY: both handles are of one session, which `device` borrows, and `level` is
+    // a place for the answer.
+    nvml_try(unsafe { get(handle(device), handle(other), &mut level) })?;
+    Ok(level)
+}
+
 fn handle(device: &Device<'_>) -> nvmlDevice_t {
     // SAFETY: every caller gives it to the session that it is of, at once.
     unsafe { device.handle() }

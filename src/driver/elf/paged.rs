@@ -18,16 +18,15 @@ pub(super) struct Paged {
 }
 
 impl Paged {
-    /// With its length now.
-    pub(super) fn new(file: File) -> io::Result<Self> {
-        let length = file.metadata()?.len();
-        Ok(Self {
+    /// A file of this length.
+    pub(super) fn new(file: File, length: u64) -> Self {
+        Self {
             file,
             length,
             position: 0,
             page: Vec::new(),
             start: 0,
-        })
+        }
     }
 
     /// What is kept of the file from the position on, which is nothing at its end.
@@ -90,7 +89,8 @@ mod tests {
             let bytes: Vec<_> = (0..length).map(|place| (place * 7 % 251) as u8).collect();
             let file = tempfile::NamedTempFile::new().unwrap();
             std::fs::write(file.path(), &bytes).unwrap();
-            let mut paged = Paged::new(File::open(file.path()).unwrap()).unwrap();
+            let file = File::open(file.path()).unwrap();
+            let mut paged = Paged::new(file, length as u64);
             let mut usual = Cursor::new(&bytes);
             prop_assert_eq!(paged.seek(SeekFrom::End(0)).unwrap(), length as u64);
             for (place, size) in steps {

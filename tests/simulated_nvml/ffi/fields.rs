@@ -6,7 +6,8 @@ use nvml_wrapper_sys::bindings::field_id::{
     NVML_FI_DEV_ECC_CURRENT, NVML_FI_DEV_ECC_DBE_AGG_TOTAL, NVML_FI_DEV_ECC_DBE_VOL_TOTAL,
     NVML_FI_DEV_ECC_PENDING, NVML_FI_DEV_ECC_SBE_AGG_TOTAL, NVML_FI_DEV_ECC_SBE_VOL_TOTAL,
     NVML_FI_DEV_GET_GPU_RECOVERY_ACTION, NVML_FI_DEV_NVLINK_GET_SPEED,
-    NVML_FI_DEV_NVLINK_GET_STATE, NVML_FI_DEV_NVLINK_LINK_COUNT, NVML_FI_DEV_REMAPPED_COR,
+    NVML_FI_DEV_NVLINK_GET_STATE, NVML_FI_DEV_NVLINK_LINK_COUNT,
+    NVML_FI_DEV_NVSWITCH_CONNECTED_LINK_COUNT, NVML_FI_DEV_REMAPPED_COR,
     NVML_FI_DEV_REMAPPED_FAILURE, NVML_FI_DEV_REMAPPED_PENDING, NVML_FI_DEV_REMAPPED_UNC,
     NVML_FI_DEV_RETIRED_DBE, NVML_FI_DEV_RETIRED_PENDING, NVML_FI_DEV_RETIRED_SBE,
 };
@@ -72,6 +73,11 @@ fn field(device: &Device, id: c_uint, scope: c_uint) -> Result<Value, Return> {
         NVML_FI_DEV_NVLINK_GET_STATE => {
             nvlink(device, scope)?;
             Ok((UNSIGNED_INT, is_up(gpu, scope).into()))
+        }
+        NVML_FI_DEV_NVSWITCH_CONNECTED_LINK_COUNT => {
+            let links = device.state.nvlinks(device.position);
+            let to_switches = links.iter().filter(|link| link.to.is_none());
+            Ok((UNSIGNED_INT, to_switches.count() as u64))
         }
         NVML_FI_DEV_NVLINK_GET_SPEED => Ok((UNSIGNED_INT, nvlink(device, scope)?.speed())),
         NVML_FI_DEV_GET_GPU_RECOVERY_ACTION => match gpu.recovery_action {

@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 
 use clap::builder::Resettable;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{ArgMatches, Command, CommandFactory, Parser, Subcommand};
+use clap::{ArgMatches, Args, Command, CommandFactory, Parser, Subcommand};
 
 use super::{Stop, UsageErrors};
 use crate::health::xid::{DISABLE_VARIABLE, ENABLE_VARIABLE};
@@ -44,6 +44,13 @@ pub(super) struct Arguments {
     #[command(subcommand)]
     pub(super) command: Option<Commands>,
 
+    #[command(flatten)]
+    flags: Flags,
+}
+
+// No documentation: clap would take it for the program's.
+#[derive(Args, Debug)]
+struct Flags {
     /// Folder of the kubelet's socket and of the plugins' sockets
     #[arg(long, global = true, env = "DEVICE_PLUGIN_DIR", value_name = "DIR")]
     #[arg(default_value = "/var/lib/kubelet/device-plugins")]
@@ -400,10 +407,11 @@ pub(super) fn read(
     mut arguments: Vec<OsString>,
     errors: &mut UsageErrors,
 ) -> Result<Option<ArgMatches>, Stop> {
+    if let Some(matches) = flags_alone(&arguments) {
+        return Ok(Some(matches));
+    }
     loop {
-        let command = Arguments::command();
-        VARIABLES_OF_FLAGS.get_or_init(|| variables_of(&command));
-        let command = command.mut_args(|flag| flag.env(Resettable::Reset));
+        let command = Arguments::command().mut_args(|flag| flag.env(Resettable::Reset));
         let error = match command.try_get_matches_from(&arguments) {
             Ok(matches) => return Ok(Some(matches)),
             Err(error) => error,
@@ -422,6 +430,15 @@ pub(super) fn read(
             return Ok(None);
         }
     }
+}
+
+/// The same where there is no command and nothing wrong, as with every start: clap gives
+/// each command a copy of each flag, and that takes longer than all else.
+fn flags_alone(arguments: &[OsString]) -> Option<ArgMatches> {
+    let command = Flags::augment_args(Command::new("gpu-device-plugin"));
+    VARIABLES_OF_FLAGS.get_or_init(|| variables_of(&command));
+    let command = command.mut_args(|flag| flag.env(Resettable::Reset).global(false));
+    command.try_get_matches_from(arguments).ok()
 }
 
 fn is_help(error: &clap::Error) -> bool {

@@ -48,6 +48,8 @@ pub struct Actor {
     retired: TaskTracker,
     registering: Option<Registering>,
     rivals: Vec<Rival>,
+    /// The hint after which they were looked for.
+    looked_after: Option<u64>,
     phase: Option<Phase>,
     last_error: Option<String>,
 }
@@ -90,6 +92,7 @@ impl Actor {
             retired: TaskTracker::new(),
             registering: None,
             rivals: Vec::new(),
+            looked_after: None,
             phase: None,
             last_error: None,
         }
@@ -156,7 +159,13 @@ impl Actor {
                 self.folder.display()
             )
         }));
-        self.look_for_rivals();
+        // One that comes or goes changes the folder, and of one that was killed the
+        // hints of the slow clock tell.
+        let hint = *self.hints.borrow();
+        if self.looked_after != Some(hint) {
+            self.looked_after = Some(hint);
+            self.look_for_rivals();
+        }
         let endpoint = SocketId::at(&self.endpoint_path);
         // A socket that nobody serves is none.
         let served = self

@@ -13,7 +13,7 @@ use super::files::{DriverFile, DriverFiles, FileKind, FromImage, Missing};
 use super::layout::{self, Architecture};
 use super::left_out::{LeftOut, Reason};
 use super::names::LibraryName;
-use super::resolver::{Nowhere, Resolver};
+use super::resolver::{Nowhere, Resolver, joined};
 use super::search::Place;
 
 /// Smaller than this, a libcuda or libnvidia-ml is CUDA's stub: the least of the
@@ -102,7 +102,7 @@ impl<'a> Look<'a> {
                     if let Some(item) = below_the_loaders(name, sub)
                         && which(item, library)
                     {
-                        self.consider(item, &folder.join(name));
+                        self.consider(item, &joined(&folder, name.as_ref()));
                     }
                 }
             }
@@ -234,7 +234,7 @@ impl<'a> Look<'a> {
         let folders = self.architecture.program_folders(self.libcuda.as_deref());
         for item in ITEMS.iter().filter(|item| item.sort == Sort::Program) {
             for folder in &folders {
-                let path = folder.join(item.name);
+                let path = joined(folder, item.name.as_ref());
                 match self.resolver().follow(&path) {
                     Ok(real) => self.program(item, &real),
                     Err(nowhere) => self.unresolved(item, &path, nowhere),
@@ -292,7 +292,7 @@ impl<'a> Look<'a> {
                 false => vec![item.name],
             };
             for folder in own.into_iter().flatten().chain(usual) {
-                for path in names.iter().map(|name| folder.join(name)) {
+                for path in names.iter().map(|name| joined(&folder, name.as_ref())) {
                     match self.resolver().follow(&path) {
                         Ok(real) if real.is_file() => self.fixed_file(item, &real),
                         Ok(_) => {}

@@ -250,7 +250,7 @@ fn steps(path: &Path) -> impl Iterator<Item = &OsStr> + Clone {
 }
 
 /// `join`, with room for both from the start.
-fn joined(folder: &Path, name: &OsStr) -> PathBuf {
+pub(super) fn joined(folder: &Path, name: &OsStr) -> PathBuf {
     let mut path = PathBuf::with_capacity(folder.as_os_str().len() + 1 + name.len());
     path.push(folder);
     path.push(name);

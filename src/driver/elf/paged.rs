@@ -12,9 +12,10 @@ pub(super) struct Paged {
     file: File,
     length: u64,
     position: u64,
-    page: Vec<u8>,
-    /// Where in the file the page begins.
+    page: Box<[u8]>,
+    /// Where in the file the page begins, and how much of it there is.
     start: u64,
+    filled: usize,
 }
 
 impl Paged {
@@ -24,8 +25,9 @@ impl Paged {
             file,
             length,
             position: 0,
-            page: Vec::new(),
+            page: vec![0; PAGE as usize].into_boxed_slice(),
             start: 0,
+            filled: 0,
         }
     }
 
@@ -34,16 +36,14 @@ impl Paged {
         let is_kept = self
             .position
             .checked_sub(self.start)
-            .is_some_and(|within| within < self.page.len() as u64);
+            .is_some_and(|within| within < self.filled as u64);
         if !is_kept {
             self.start = self.position - self.position % PAGE;
-            self.page.resize(PAGE as usize, 0);
-            let read = self.file.read_at(&mut self.page, self.start);
-            self.page.truncate(*read.as_ref().unwrap_or(&0));
-            read?;
+            self.filled = 0;
+            self.filled = self.file.read_at(&mut self.page, self.start)?;
         }
         let within = usize::try_from(self.position - self.start).unwrap_or(usize::MAX);
-        Ok(self.page.get(within..).unwrap_or_default())
+        Ok(self.page.get(within..self.filled).unwrap_or_default())
     }
 }
 

@@ -30,6 +30,11 @@ struct LastRead {
     /// made once.
     stamp: Option<Stamp>,
     good: Option<Arc<State>>,
+    /// Whether there was a file.
+    there: bool,
+    /// Since before that look: a look for each call would take longer than most calls
+    /// of a real driver's library.
+    watch: Option<FolderWatch>,
 }
 
 /// A file replaced by rename differs in one of these.
@@ -70,13 +75,29 @@ impl Store {
     /// machine without a driver.
     pub(crate) fn current(&self) -> Option<Arc<State>> {
         let mut read = lock(&self.read);
-        let metadata = fs::metadata(&self.path).ok()?;
-        let stamp = Some(Stamp::from(&metadata));
-        if read.stamp != stamp {
-            read.stamp = stamp;
-            self.refresh(&mut read);
+        if !read.watch.as_ref().is_some_and(FolderWatch::is_quiet) {
+            self.look(&mut read);
         }
-        read.good.clone()
+        read.good.clone().filter(|_| read.there)
+    }
+
+    fn look(&self, read: &mut LastRead) {
+        if read.watch.is_none() {
+            read.watch = FolderWatch::new(self.folder()).ok();
+        }
+        let metadata = fs::metadata(&self.path);
+        read.there = metadata.is_ok();
+        if let Ok(metadata) = metadata {
+            let stamp = Some(Stamp::from(&metadata));
+            if read.stamp != stamp {
+                read.stamp = stamp;
+                self.refresh(read);
+            }
+        }
+    }
+
+    fn folder(&self) -> &Path {
+        self.path.parent().unwrap_or(Path::new("/"))
     }
 
     /// The last good state, also when the file is gone: a driver cannot be
@@ -113,8 +134,7 @@ impl Store {
     /// A watch for one waiter: two on one would swallow each other's changes.
     fn watch(&self) -> io::Result<FolderWatch> {
         let idle = lock(&self.idle_watches).pop();
-        let folder = self.path.parent().unwrap_or(Path::new("/"));
-        idle.map_or_else(|| FolderWatch::new(folder), Ok)
+        idle.map_or_else(|| FolderWatch::new(self.folder()), Ok)
     }
 
     /// Closes what no wait uses.

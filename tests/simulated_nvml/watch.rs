@@ -50,6 +50,11 @@ impl FolderWatch {
         }
     }
 
+    /// Whether the folder has not changed since the last call, of either.
+    pub(crate) fn is_quiet(&self) -> bool {
+        matches!(self.changed(Some(Instant::now())), Ok(false))
+    }
+
     /// What the events say does not matter: the file is looked at anyway.
     fn drain(&self) -> io::Result<()> {
         let mut events = [0_u8; 4096];

@@ -3,5 +3,4 @@
 pub mod cache;
 pub mod preferred;
 pub mod response;
-pub mod seen;
 pub mod ways;

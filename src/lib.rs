@@ -28,6 +28,7 @@ pub mod monitor;
 pub mod plugin;
 pub mod readiness;
 pub mod report;
+mod seen;
 pub mod shutdown;
 pub mod telemetry;
 mod ticker;

@@ -2,9 +2,9 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::seen::Seen;
 use super::ways::Prepared;
 use crate::device::DeviceSnapshot;
+use crate::seen::Seen;
 
 #[derive(Debug, Default)]
 struct Last {

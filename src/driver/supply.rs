@@ -4,6 +4,7 @@
 use std::ffi::OsStr;
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use rustix::fs::statfs;
 
@@ -13,6 +14,7 @@ use super::sockets::Sockets;
 use super::volume::{Source, Volume, VolumeError, Volumes};
 use super::{DriverError, DriverFiles, DriverMount, DriverRoot, nvml_library};
 use crate::config::{Config, VolumeMode};
+use crate::seen::Seen;
 
 /// What containers get of one driver.
 #[derive(Debug)]
@@ -25,6 +27,8 @@ pub struct Supply {
     pub from: Origin,
     /// Folders of the driver's daemons that were there.
     sockets: Vec<&'static str>,
+    /// The files where a container gets them from.
+    seen: Mutex<Seen>,
 }
 
 /// Where containers get a driver's files from.
@@ -207,6 +211,7 @@ impl Supply {
             files,
             from,
             sockets: Vec::new(),
+            seen: Mutex::default(),
         }
     }
 
@@ -223,7 +228,9 @@ impl Supply {
     /// Whether everything that containers would get is still there.
     #[must_use]
     pub fn is_there(&self) -> bool {
-        self.mounts.iter().all(|mount| mount.here.exists())
+        let files = || self.mounts.iter().map(|mount| mount.here.as_path());
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.still_there() || seen.look(files()) || files().all(Path::exists)
     }
 }
 

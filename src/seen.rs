@@ -1,8 +1,8 @@
 //! Files that were seen to exist, and a cheap way to know that they still do.
 //!
-//! An answer names some forty files, and each has to exist when it is given. To look
-//! at each, or only at each of their folders, takes longer than the rest of the answer.
-//! So the kernel is asked to say when something goes: from a folder that has one of
+//! An answer to the kubelet names some forty files, and each has to exist when it is
+//! given. To look at each, or only at each of their folders, takes longer than the rest
+//! of the answer. So the kernel is asked to say when something goes: from a folder that has one of
 //! them (inotify(7)), a folder above by another name, or a mount (proc_pid_mountinfo(5)).
 //! It says so before the call returns that did it. As long as it has nothing to say, all
 //! is where it was.
@@ -78,7 +78,7 @@ impl Reports {
 
 /// A set of files since one look.
 #[derive(Debug, Default)]
-pub struct Seen {
+pub(crate) struct Seen {
     /// Kept from look to look: to end one takes long.
     reports: Option<Reports>,
     /// Every file was there, and it would be reported if one went.
@@ -87,14 +87,14 @@ pub struct Seen {
 
 impl Seen {
     /// Whether all of them still exist for certain. False says nothing: look.
-    pub fn still_there(&self) -> bool {
+    pub(crate) fn still_there(&self) -> bool {
         let reports = self.reports.as_ref().filter(|_| self.certain);
         reports.is_some_and(Reports::is_none)
     }
 
     /// Looks at `files`, which are absolute, in place of those before. Whether all
     /// exist for certain; false says nothing.
-    pub fn look<'a>(&mut self, files: impl IntoIterator<Item = &'a Path>) -> bool {
+    pub(crate) fn look<'a>(&mut self, files: impl IntoIterator<Item = &'a Path>) -> bool {
         let files: BTreeSet<_> = files.into_iter().collect();
         let reports = self.reports.take().or_else(|| Reports::new().ok());
         self.certain = reports

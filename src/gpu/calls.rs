@@ -206,17 +206,17 @@ where
         }
     }
 
+    /// A call that has come back already: no clock is looked at.
+    pub fn returned(&mut self) -> Option<Outcome<K, T>> {
+        self.shared.lock().take_returned()
+    }
+
     /// What has happened, or else when to look again.
     fn look(&self) -> (Option<Outcome<K, T>>, Option<Instant>) {
         let now = Instant::now();
         let mut state = self.shared.lock();
-        if let Some((key, value)) = state.returned.pop_front() {
-            state.out.remove(&key);
-            let outcome = match value {
-                Some(value) => Outcome::Returned(key, value),
-                None => Outcome::Panicked(key),
-            };
-            return (Some(outcome), None);
+        if let Some(returned) = state.take_returned() {
+            return (Some(returned), None);
         }
         state.returned_since = None;
         state.leave_slow(now);
@@ -238,6 +238,15 @@ where
 }
 
 impl<K: Clone + Eq + Hash, T> State<K, T> {
+    fn take_returned(&mut self) -> Option<Outcome<K, T>> {
+        let (key, value) = self.returned.pop_front()?;
+        self.out.remove(&key);
+        Some(match value {
+            Some(value) => Outcome::Returned(key, value),
+            None => Outcome::Panicked(key),
+        })
+    }
+
     /// Leaves the threads of calls that are slow with them.
     fn leave_slow(&mut self, now: Instant) {
         let is_slow = |out: &&mut Out| {

@@ -144,7 +144,7 @@ impl<'a> Session<'a> {
         loop {
             let recovery = self.monitor.next_recovery();
             let broken = tokio::select! {
-                outcome = self.calls.next() => self.came_back(outcome),
+                outcome = self.calls.next() => self.all_came_back(outcome),
                 // What began before the session is judged by the version that it tells.
                 outcome = self.supplies.next(), if self.version.is_some() => {
                     self.supplied(outcome);
@@ -173,6 +173,19 @@ impl<'a> Session<'a> {
             }
             self.ask_what_is_due();
         }
+    }
+
+    /// Takes in an answer, and those that came with it: to wait for each would take
+    /// longer than most.
+    fn all_came_back(&mut self, first: Outcome<Key, Numbered>) -> Option<LibraryError> {
+        let mut outcome = Some(first);
+        while let Some(came_back) = outcome {
+            if let Some(error) = self.came_back(came_back) {
+                return Some(error);
+            }
+            outcome = self.calls.returned();
+        }
+        None
     }
 
     /// Asks everything that is due. An error ends the session.

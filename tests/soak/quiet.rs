@@ -162,8 +162,12 @@ impl Soak {
 
     /// Waits until the process has no more open than before.
     async fn nothing_left(&self, before: Usage) -> Outcome<Usage> {
+        // The files of a resource's answers are watched from the first, and those of
+        // the driver.
+        let mounts = self.resources.len() + 1;
         let fits = |now: Usage| {
             now.files <= before.files
+                && now.mounts <= mounts
                 && now.watches <= before.watches + WATCHES
                 && now.threads <= before.threads + THREADS
         };

@@ -7,9 +7,10 @@ use crate::common::system::open_files;
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Usage {
-    /// Open files, but for watches of folders.
+    /// Open files, but for watches of folders and of mounts.
     pub(crate) files: usize,
     pub(crate) watches: usize,
+    pub(crate) mounts: usize,
     pub(crate) threads: usize,
     /// Resident memory that is of no file, in KiB.
     pub(crate) memory: u64,
@@ -30,9 +31,12 @@ impl Usage {
         let files = open_files(pid);
         let is_watch = |file: &&String| *file == "anon_inode:inotify";
         let watches = files.iter().filter(is_watch).count();
+        let is_mounts = |file: &&String| file.ends_with("/mountinfo");
+        let mounts = files.iter().filter(is_mounts).count();
         Some(Self {
-            files: files.len() - watches,
+            files: files.len() - watches - mounts,
             watches,
+            mounts,
             threads: field("Threads:")?.parse().ok()?,
             memory: field("RssAnon:")?.parse().ok()?,
         })

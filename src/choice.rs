@@ -27,8 +27,8 @@
 //! # How much work
 //!
 //! A node of up to [`EXACT`] GPUs is answered with the optimum, from two tables of
-//! all sets of its GPUs (`exact.rs`) that are made once for a topology: a choice is
-//! two look-ups for each set of the wanted size, 12,870 at most. A larger node is
+//! all sets of its GPUs (`exact.rs`) that are made once for a topology: a choice is at
+//! most two look-ups for each set of the wanted size, 12,870 at most. A larger node is
 //! answered by a search whose steps are bounded (`bounded.rs`). Devices that share
 //! GPUs are chosen by what their GPUs have left ([`shared`]).
 

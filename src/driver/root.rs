@@ -1,4 +1,4 @@
-//! A folder tree of the host, and the way through it.
+//! A folder tree of the host, and where this process sees it.
 
 use std::fmt;
 use std::io;

@@ -55,20 +55,16 @@ pub(super) fn read(device: &Device<'_>) -> Result<Vec<NvLink>, LibraryError> {
 
 /// The fields of one call.
 fn wanted() -> Vec<Field> {
-    let whole = Field {
+    let to_switches = Field {
         id: TO_SWITCHES,
         scope: 0,
     };
-    let mut wanted: Vec<_> = any_links().collect();
-    let scopes = wanted.iter().filter(|field| field.id == NVLINK_STATE);
-    let speeds = scopes.map(|state| Field {
+    let states = any_links().filter(|field| field.id == NVLINK_STATE);
+    let speeds = states.map(|state| Field {
         id: NVLINK_SPEED,
-        scope: state.scope,
+        ..state
     });
-    let speeds: Vec<_> = speeds.collect();
-    wanted.extend(speeds);
-    wanted.push(whole);
-    wanted
+    any_links().chain(speeds).chain([to_switches]).collect()
 }
 
 fn speed(told: &Fields, link: u32) -> Option<u32> {

@@ -1,24 +1,22 @@
 //! Which devices there are: what was read of the GPUs, over time, to the
-//! devices of each resource. Pure, but for the look whether a device node exists.
+//! devices of each resource. Pure, but for [`look`](Inventory::look).
 
 mod advertised;
+mod node;
+mod watched;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::choice::Chooser;
-use crate::config::{AllocationOptions, Config, HealthOptions, HostFolder, ImexChannel};
+use crate::config::HealthOptions;
 use crate::device::{
     Common, Device, DeviceId, DeviceNode, DeviceSnapshot, Health, Snapshots, UnhealthyReason, Unit,
 };
-use crate::driver::cdi;
-use crate::driver::extras::{self, Extras};
-use crate::driver::nodes::{DevRoot, Faults, Instance, MigMinors, Needed};
-use crate::driver::supply::Supply;
+use crate::driver::nodes::Needed;
 use crate::gpu::topology::{Place, Topology};
-use crate::gpu::{Gpu, GpuUuid, MigDevice, Reading};
+use crate::gpu::{Gpu, GpuUuid, Reading};
 use crate::health::kmsg::PciAddress;
 use crate::health::reducer::{GpuHealth, Kept, Signal};
 use crate::health::report::{DeviceStatus, GpuStatus, HealthReport, NodeFault, Sickness};
@@ -27,6 +25,9 @@ use crate::kubelet::checkpoint::Held;
 
 pub use self::advertised::Rules;
 use self::advertised::{Advertised, Part, Seen, Slot};
+use self::node::instances;
+pub use self::node::{Looked, Node};
+pub use self::watched::Watched;
 
 #[derive(Clone, Debug, Default)]
 struct Entry {
@@ -52,102 +53,8 @@ pub struct Inventory {
     /// taken out of the node is never seen again, and is not listed.
     kept: BTreeMap<GpuUuid, Kept>,
     chooser: Arc<Chooser>,
-}
-
-/// What of the node, beside its GPUs, decides what a container gets.
-#[derive(Clone, Debug)]
-pub struct Node {
-    /// Where the device nodes are.
-    pub dev_root: DevRoot,
-    /// What is amiss with them.
-    pub faults: Faults,
-    /// The minor numbers of MIG instances' capabilities.
-    pub mig_minors: Arc<MigMinors>,
-    /// The driver's files, or why there are none to give.
-    pub driver: Result<Arc<Supply>, UnhealthyReason>,
-    /// Where this process sees the host's `/`.
-    pub host_root: PathBuf,
-    /// Our CDI spec, where answers refer to it.
-    pub cdi_spec: Option<HostFolder>,
-    /// How containers are given their devices.
-    pub allocation: Arc<AllocationOptions>,
-}
-
-impl Node {
-    /// Why no container can be given these device nodes, if so.
-    pub fn unfit(&self, nodes: &[DeviceNode]) -> Option<UnhealthyReason> {
-        nodes.iter().find_map(|node| {
-            let fault = self.faults.of(node)?;
-            Some(UnhealthyReason::NoDeviceNode(node.host.clone(), fault))
-        })
-    }
-
-    /// The node that `config` names, with this driver.
-    #[must_use]
-    pub fn new(config: &Config, driver: Result<Arc<Supply>, UnhealthyReason>) -> Self {
-        let allocation = Arc::new(config.allocation.clone());
-        let cdi_spec = allocation
-            .uses_cdi()
-            .then(|| config.paths.cdi_root.join(cdi::FILE));
-        Self {
-            dev_root: config.paths.dev_root.clone(),
-            faults: Faults::default(),
-            mig_minors: Arc::default(),
-            driver,
-            host_root: config.paths.host_root.clone(),
-            cdi_spec,
-            allocation,
-        }
-    }
-
-    /// The nodes of a GPU, or of a MIG device within it. None where containers are
-    /// given none by us.
-    fn of(&self, gpu: &Gpu, mig: Option<&MigDevice>) -> Result<Vec<DeviceNode>, UnhealthyReason> {
-        if !self.allocation.gives_nodes() {
-            return Ok(Vec::new());
-        }
-        let mut nodes = vec![self.dev_root.gpu(gpu.minor_number)];
-        for instance in mig.into_iter().flat_map(|mig| instances(gpu, mig)) {
-            let minor = self.mig_minors.of(instance);
-            let minor = minor.ok_or(UnhealthyReason::NoMigMinor)?;
-            nodes.push(self.dev_root.capability(minor));
-        }
-        Ok(nodes)
-    }
-
-    fn common(&self) -> Common {
-        let allocation = &self.allocation;
-        let mut common = Common {
-            extras: Extras::find(allocation, &self.dev_root, &self.host_root),
-            cdi_spec: self.cdi_spec.clone(),
-            allocation: allocation.clone(),
-            ..Common::default()
-        };
-        if allocation.gives_nodes() {
-            common.nodes = self.dev_root.common();
-        }
-        if let (true, Ok(supply)) = (allocation.gives_driver(), &self.driver) {
-            common.mounts = supply.mounts.clone();
-        }
-        common
-    }
-
-    /// What keeps every device from being given.
-    fn amiss(&self, common: &Common) -> Option<UnhealthyReason> {
-        let driver = self.driver.as_ref().err();
-        // NVIDIA's container runtime finds the files by itself.
-        let needed = |reason: &&UnhealthyReason| {
-            self.allocation.gives_driver() || !matches!(reason, UnhealthyReason::NoDriverFiles(_))
-        };
-        let no_channel =
-            self.allocation.imex == ImexChannel::Required && common.extras.imex.is_none();
-        driver
-            .filter(needed)
-            .cloned()
-            .or_else(|| self.unfit(&common.nodes))
-            .or(no_channel
-                .then(|| UnhealthyReason::NoImexChannel(extras::imex_channel(&self.dev_root))))
-    }
+    /// Counts the changes.
+    revision: u64,
 }
 
 impl Inventory {
@@ -161,7 +68,15 @@ impl Inventory {
             options,
             kept,
             chooser: Arc::default(),
+            revision: 0,
         }
+    }
+
+    /// Another number after each change: until then, whatever is told of the same
+    /// node is the same.
+    #[must_use]
+    pub fn revision(&self) -> u64 {
+        self.revision
     }
 
     /// What of all GPUs' health outlives the process.
@@ -177,6 +92,7 @@ impl Inventory {
     /// From now on health is judged by these.
     pub fn set_options(&mut self, now: Duration, options: HealthOptions) {
         self.options = options;
+        self.revision += 1;
         for entry in self.gpus.values_mut() {
             entry.health.apply(now, &Signal::Tick, &self.options);
         }
@@ -187,6 +103,7 @@ impl Inventory {
     /// they would cost pods their lives where a kubelet that aligns restarts
     /// (Kubernetes' pkg/kubelet/cm/devicemanager/topology_hints.go).
     pub fn remember(&mut self, now: Duration, held: impl IntoIterator<Item = Held>) {
+        self.revision += 1;
         for held in held {
             if let Some(gpu) = self.advertised.remember(&held) {
                 let entry = self.entry(now, &gpu);
@@ -232,6 +149,7 @@ impl Inventory {
         silent: &[u32],
         deadline: Duration,
     ) {
+        self.revision += 1;
         for reading in readings {
             match reading {
                 Reading::Gpu(gpu) => {
@@ -280,6 +198,7 @@ impl Inventory {
     /// From now on devices are chosen so.
     pub fn choose_by(&mut self, chooser: Arc<Chooser>) {
         self.chooser = chooser;
+        self.revision += 1;
     }
 
     /// Draws the conclusion for the resources.
@@ -303,10 +222,14 @@ impl Inventory {
         let Some(entry) = self.gpus.get_mut(uuid) else {
             return false;
         };
-        let told = |health: &GpuHealth| (health.sicknesses(&self.options), health.notes().clone());
-        let before = told(&entry.health);
+        let before = entry.health.clone();
         entry.health.apply(now, signal, &self.options);
-        told(&entry.health) != before
+        if entry.health == before {
+            return false;
+        }
+        self.revision += 1;
+        let told = |health: &GpuHealth| (health.sicknesses(&self.options), health.notes().clone());
+        told(&entry.health) != told(&before)
     }
 
     /// Takes in whether the kernel has a PCI device for each GPU. Whether any
@@ -386,15 +309,51 @@ impl Inventory {
         }
     }
 
-    /// Whether any device node is missing or another device's.
-    pub fn lacks_nodes(&self, node: &Node) -> bool {
+    /// Looks for the files on `node` that its snapshots depend on.
+    #[must_use]
+    pub fn look(&self, node: &Node) -> Looked {
+        node.look(&self.device_nodes(node))
+    }
+
+    /// What another thread needs to see that nothing has changed.
+    #[must_use]
+    pub fn watched(&self, node: &Node, looked: Looked) -> Watched {
+        let gpus = self.gpus.iter().map(|(uuid, entry)| {
+            let on_bus = entry.gpu.clone().filter(|_| entry.on_bus);
+            (uuid.clone(), (entry.health.clone(), on_bus))
+        });
+        Watched {
+            gpus: gpus.collect(),
+            options: self.options.clone(),
+            device_nodes: self.device_nodes(node),
+            node: node.clone(),
+            looked,
+        }
+    }
+
+    /// The nodes of devices, those of a GPU that is gone among them.
+    fn device_nodes(&self, node: &Node) -> Vec<DeviceNode> {
+        let gpus = self.gpus.values().filter_map(|entry| entry.gpu.as_ref());
+        let gpus = gpus.map(|gpu| node.dev_root.gpu(gpu.minor_number));
+        let instances = self.needed().instances.into_iter();
+        let minors = instances.filter_map(|instance| node.mig_minors.of(instance));
+        gpus.chain(minors.map(|minor| node.dev_root.capability(minor)))
+            .collect()
+    }
+
+    /// Whether any device node that is needed is missing or another device's.
+    pub fn lacks_nodes(&self, node: &Node, looked: &Looked) -> bool {
+        if node.is_whole(looked) {
+            return false;
+        }
         let Needed { gpus, instances } = self.needed();
-        let mut nodes = node.dev_root.common();
+        let mut nodes = node.dev_root.required().to_vec();
+        nodes.extend(node.dev_root.optional());
         nodes.extend(gpus.into_iter().map(|minor| node.dev_root.gpu(minor)));
         let minors = instances.into_iter();
         let minors = minors.filter_map(|instance| node.mig_minors.of(instance));
         nodes.extend(minors.map(|minor| node.dev_root.capability(minor)));
-        node.unfit(&nodes).is_some()
+        node.unfit(looked, &nodes).is_some()
     }
 
     /// Whether any GPU is not healthy.
@@ -420,17 +379,17 @@ impl Inventory {
     }
 
     /// The devices of every resource.
-    pub fn devices(&self, node: &Node) -> Snapshots {
+    pub fn devices(&self, node: &Node, looked: &Looked) -> Snapshots {
         let common = Common {
             one_replica_only: self.rules().sharing.fail_requests_greater_than_one,
-            ..node.common()
+            ..node.common(looked)
         };
-        let amiss = node.amiss(&common);
+        let amiss = node.amiss(looked, &common);
         let resources = self.advertised.resources().iter();
         let snapshots = resources.map(|(resource, slots)| {
             let snapshot = DeviceSnapshot {
                 complete: true,
-                devices: self.units(node, amiss.as_ref(), slots),
+                devices: self.units((node, looked), amiss.as_ref(), slots),
                 common: common.clone(),
                 chooser: self.chooser.clone(),
             };
@@ -442,7 +401,7 @@ impl Inventory {
     /// Replicas of a unit follow each other, and share it.
     fn units(
         &self,
-        node: &Node,
+        on: (&Node, &Looked),
         amiss: Option<&UnhealthyReason>,
         slots: &BTreeMap<DeviceId, Slot>,
     ) -> Vec<Device> {
@@ -451,7 +410,7 @@ impl Inventory {
             let same = last.take().filter(|(last, _)| *last == slot);
             let unit = match same {
                 Some((_, unit)) => unit,
-                None => Arc::new(self.unit(node, amiss, slot)),
+                None => Arc::new(self.unit(on, amiss, slot)),
             };
             last = Some((slot, unit.clone()));
             let id = id.clone();
@@ -460,7 +419,12 @@ impl Inventory {
         devices.collect()
     }
 
-    fn unit(&self, node: &Node, amiss: Option<&UnhealthyReason>, slot: &Slot) -> Unit {
+    fn unit(
+        &self,
+        (node, looked): (&Node, &Looked),
+        amiss: Option<&UnhealthyReason>,
+        slot: &Slot,
+    ) -> Unit {
         let uuid = slot.part.gpu();
         let gpu = uuid.and_then(|uuid| self.gpus.get(uuid)?.gpu.as_ref());
         let mig = match &slot.part {
@@ -471,7 +435,7 @@ impl Inventory {
         let withdrawn = slot.withdrawn.clone().map(UnhealthyReason::Withdrawn);
         let sick = self.sickness(slot).map(UnhealthyReason::Sick);
         let unfit = || match &nodes {
-            Ok(nodes) => node.unfit(nodes),
+            Ok(nodes) => node.unfit(looked, nodes),
             Err(reason) => Some(reason.clone()),
         };
         // A lost GPU is lost first of all; a MIG device that is no more is that.
@@ -509,9 +473,9 @@ impl Inventory {
     }
 
     /// What others than the kubelet are told of the same devices.
-    pub fn report(&self, node: &Node, snapshots: &Snapshots) -> HealthReport {
+    pub fn report(&self, node: &Node, looked: &Looked, snapshots: &Snapshots) -> HealthReport {
         let one = snapshots.values().next();
-        let amiss = one.and_then(|snapshot| node.amiss(&snapshot.common));
+        let amiss = one.and_then(|snapshot| node.amiss(looked, &snapshot.common));
         let mut devices = self.statuses();
         let gpus = self.gpus.iter().map(|(uuid, entry)| GpuStatus {
             uuid: uuid.clone(),
@@ -545,16 +509,6 @@ impl Inventory {
         }
         devices
     }
-}
-
-/// What a container has to be given to use a MIG device, beside its GPU.
-fn instances(gpu: &Gpu, mig: &MigDevice) -> [Instance; 2] {
-    let instance = |compute_instance| Instance {
-        gpu: gpu.minor_number,
-        gpu_instance: mig.gpu_instance_id,
-        compute_instance,
-    };
-    [instance(None), instance(Some(mig.compute_instance_id))]
 }
 
 fn identity(reading: &Reading) -> Option<&GpuUuid> {

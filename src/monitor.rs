@@ -35,7 +35,7 @@ use crate::gpu::nvml::NvmlLibrary;
 use crate::gpu::{ErrorKind, GpuLibrary, LibraryError, OpenError};
 use crate::health::kept::since_boot;
 use crate::health::report::HealthReport;
-use crate::inventory::{Inventory, Node, Rules};
+use crate::inventory::{Inventory, Looked, Node, Rules, Watched};
 use crate::kubelet::checkpoint::Held;
 use crate::metrics::{Metrics, NvmlLabels};
 use crate::readiness::Readiness;
@@ -114,7 +114,16 @@ pub struct Monitor {
     /// Whether every GPU has been looked at once.
     complete: bool,
     published: Published,
+    /// What the snapshots that are published were made of.
+    basis: Option<Basis>,
     reports: watch::Sender<Arc<HealthReport>>,
+}
+
+/// What snapshots are made of: where it is the same, they are. The inventory and
+/// the node count their changes.
+struct Basis {
+    revisions: (u64, u64),
+    looked: Looked,
 }
 
 /// What the monitor is woken for, with a session or without.
@@ -151,7 +160,7 @@ impl Monitor {
         let driver = Err(UnhealthyReason::NoDriver("driver not asked yet".into()));
         let node = Node::new(&config, driver);
         Self {
-            spec_file: SpecFile::new(node.cdi_spec.clone(), readiness.clone()),
+            spec_file: SpecFile::new(node.cdi_spec().cloned(), readiness.clone()),
             open,
             config,
             metrics,
@@ -168,6 +177,7 @@ impl Monitor {
             node,
             complete: false,
             published,
+            basis: None,
             reports: watch::Sender::default(),
         }
     }
@@ -332,7 +342,7 @@ impl Monitor {
             info!(version, "driver found");
         }
         let of_another = |supply: &Arc<Supply>| supply.files.version != version;
-        if self.node.driver.as_ref().is_ok_and(of_another) {
+        if self.node.driver().is_ok_and(of_another) {
             let what = format!("driver {version} is being made ready for containers");
             self.replace_driver(Err(UnhealthyReason::NoDriverFiles(what)));
             self.publish();
@@ -355,7 +365,7 @@ impl Monitor {
     fn driver_found(&mut self, version: &str, supply: Result<Supply, SupplyError>) {
         match &supply {
             Ok(supply) => {
-                let news = self.readiness.ready(DRIVER_FILES) || self.node.driver.is_err();
+                let news = self.readiness.ready(DRIVER_FILES) || self.node.driver().is_err();
                 let note = match &supply.from {
                     Origin::InPlace(InPlace::NoVolume(error)) => Some(error.to_string()),
                     _ => None,
@@ -372,7 +382,7 @@ impl Monitor {
                 }
             }
             // NVIDIA's container runtime finds them by itself.
-            Err(_) if !self.node.allocation.gives_driver() => {}
+            Err(_) if !self.node.allocation().gives_driver() => {}
             Err(error) => {
                 if self.readiness.missing(DRIVER_FILES, error.to_string()) {
                     warn!(version, %error, "no driver files");
@@ -391,20 +401,21 @@ impl Monitor {
             .as_ref()
             .is_ok_and(|supply| supply.volume().is_some());
         self.metrics.volume.set(i64::from(is_volume));
-        if let Ok(old) = std::mem::replace(&mut self.node.driver, supply) {
+        if let Ok(old) = self.node.set_driver(supply) {
             self.tidy.retire(old);
         }
-        if let Some(volume) = self.node.driver.as_ref().ok().and_then(|new| new.volume()) {
+        if let Some(volume) = self.node.driver().ok().and_then(|new| new.volume()) {
             self.tidy.release(volume);
         }
     }
 
     /// Says that the driver's files are not ready, if there are none of before.
     fn no_supply_yet(&mut self) {
-        if self.node.driver.is_err() {
+        if self.node.driver().is_err() {
             let what = "the driver's files are still being made ready for containers";
             self.readiness.missing(DRIVER_FILES, what);
-            self.node.driver = Err(UnhealthyReason::NoDriverFiles(what.into()));
+            let reason = UnhealthyReason::NoDriverFiles(what.into());
+            _ = self.node.set_driver(Err(reason));
         }
     }
 
@@ -425,14 +436,59 @@ impl Monitor {
 
     /// Publishes what is known now, if that is news.
     fn publish(&mut self) {
+        self.publish_with(self.look());
+    }
+
+    /// Publishes what is known now, if it can be news at all: polls find nothing new,
+    /// and making snapshots would be most of their work.
+    fn publish_if_changed(&mut self, looked: Looked) {
+        let revisions = self.revisions();
+        let same = |basis: &Basis| basis.revisions == revisions && basis.looked == looked;
+        // The spec's file is looked at by whoever publishes.
+        if self.spec_file.is_wanted() || !self.basis.as_ref().is_some_and(same) {
+            self.publish_with(looked);
+        }
+    }
+
+    /// Others after each change.
+    fn revisions(&self) -> (u64, u64) {
+        (self.inventory.revision(), self.node.revision())
+    }
+
+    /// Whether everything was looked at, and nothing is amiss.
+    fn is_well(&self) -> bool {
+        let lacks_nodes = |basis: &Basis| self.inventory.lacks_nodes(&self.node, &basis.looked);
+        self.complete
+            && !self.spec_file.is_wanted()
+            && self.node.driver().is_ok()
+            && !self.inventory.any_amiss()
+            && self.basis.as_ref().is_some_and(|basis| !lacks_nodes(basis))
+    }
+
+    /// What there is to watch, once anything was published.
+    fn watched(&self) -> Option<Watched> {
+        let looked = self.basis.as_ref()?.looked.clone();
+        Some(self.inventory.watched(&self.node, looked))
+    }
+
+    /// Looks for the files that snapshots depend on.
+    fn look(&self) -> Looked {
+        self.inventory.look(&self.node)
+    }
+
+    fn publish_with(&mut self, looked: Looked) {
         self.keep_health();
         if !self.complete {
             return;
         }
-        let snapshots = self.inventory.devices(&self.node);
-        self.tell_nodes(&snapshots);
+        let snapshots = self.inventory.devices(&self.node, &looked);
+        self.tell_nodes(&looked, &snapshots);
         self.tell_mig();
-        let report = self.inventory.report(&self.node, &snapshots);
+        let report = self.inventory.report(&self.node, &looked, &snapshots);
+        self.basis = Some(Basis {
+            revisions: self.revisions(),
+            looked,
+        });
         self.publish_devices(snapshots);
         // After the kubelet.
         self.reports.send_if_modified(|last| {
@@ -452,10 +508,13 @@ impl Monitor {
     }
 
     /// Without the nodes that every container gets, no GPU is served.
-    fn tell_nodes(&self, snapshots: &Snapshots) {
+    fn tell_nodes(&self, looked: &Looked, snapshots: &Snapshots) {
         // They are the same for all.
         let mut nodes = snapshots.values().map(|snapshot| &snapshot.common.nodes);
-        match nodes.next().and_then(|nodes| self.node.unfit(nodes)) {
+        match nodes
+            .next()
+            .and_then(|nodes| self.node.unfit(looked, nodes))
+        {
             Some(reason) => {
                 self.readiness.missing(DEVICE_NODES, reason.to_string());
             }

@@ -147,15 +147,11 @@ fn read(config: &Config) -> anyhow::Result<Report> {
     let supply = supply
         .map(Arc::new)
         .map_err(|error| UnhealthyReason::NoDriverFiles(error.to_string()));
-    let looked = Keeper::new(config).look(&inventory.needed());
-    let node = Node {
-        // Serving writes it; this only looks.
-        cdi_spec: None,
-        faults: looked.faults,
-        mig_minors: looked.mig_minors,
-        ..Node::new(config, supply)
-    };
-    let snapshots = inventory.devices(&node);
+    // Serving writes the spec; this only looks.
+    let mut node = Node::new(config, supply).without_cdi_spec();
+    let report = Keeper::new(config).look(&inventory.needed());
+    node.set_device_nodes(report.faults, report.mig_minors);
+    let snapshots = inventory.devices(&node, &inventory.look(&node));
     let devices = snapshots.iter().flat_map(|(resource, snapshot)| {
         let devices = snapshot.devices.iter();
         let inventory = &inventory;

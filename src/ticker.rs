@@ -1,4 +1,4 @@
-//! A period that wakes the process once when it is over.
+//! Times that wake the process once when they are over: a period, and an alarm.
 //!
 //! Tokio keeps its timers in wheels and wakes up to three times for one that is
 //! seconds away: once for each wheel that it is moved to. For what is done again and
@@ -6,6 +6,7 @@
 
 use std::io::{self, ErrorKind};
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::time::{
@@ -13,7 +14,7 @@ use rustix::time::{
     timerfd_settime,
 };
 use tokio::net::unix::pipe::Receiver;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep, sleep_until};
 
 /// Says when a period is over, again and again.
 pub(crate) struct Ticker {
@@ -27,7 +28,7 @@ impl Ticker {
     /// The first tick comes after one `period`, which is not zero. Within a Tokio
     /// runtime.
     pub(crate) fn every(period: Duration) -> Self {
-        let timer = timer(period).and_then(Receiver::from_owned_fd_unchecked);
+        let timer = timer(period, period).and_then(Receiver::from_owned_fd_unchecked);
         Self {
             period,
             timer: timer.ok(),
@@ -40,33 +41,107 @@ impl Ticker {
         let Some(timer) = &self.timer else {
             return sleep(self.period).await;
         };
-        loop {
-            let ready = timer.readable().await;
-            match ready.and_then(|()| timer.try_read(&mut [0; 8])) {
-                Ok(_how_many) => return,
-                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-                Err(_) => return sleep(self.period).await,
-            }
+        if !rings(timer).await {
+            sleep(self.period).await;
         }
     }
 }
 
-fn timer(period: Duration) -> io::Result<OwnedFd> {
+/// Wakes its task at a time that another thread may put off. That costs the thread
+/// less than to wake the task would.
+pub(crate) struct Alarm {
+    /// None: the kernel gave no timer, and Tokio's has to do.
+    timer: Option<(Receiver, Put)>,
+    at: Instant,
+}
+
+/// Puts off an [`Alarm`].
+#[derive(Clone)]
+pub(crate) struct Put(Arc<OwnedFd>);
+
+impl Put {
+    /// It rings when so much time has passed.
+    pub(crate) fn off(&self, time: Duration) -> io::Result<()> {
+        set(&self.0, Duration::ZERO, time)
+    }
+}
+
+impl Alarm {
+    /// It rings after this time. Within a Tokio runtime.
+    pub(crate) fn after(time: Duration) -> Self {
+        let timer = timer(Duration::ZERO, time).and_then(|timer| {
+            let put = Put(Arc::new(timer.try_clone()?));
+            Ok((Receiver::from_owned_fd_unchecked(timer)?, put))
+        });
+        Self {
+            timer: timer.ok(),
+            at: Instant::now() + time,
+        }
+    }
+
+    /// For another thread. None where there can be no such thing.
+    pub(crate) fn putter(&self) -> Option<Put> {
+        self.timer.as_ref().map(|(_, put)| put.clone())
+    }
+
+    /// Now it rings at this time, or at once where that has passed.
+    pub(crate) fn set(&mut self, at: Instant) {
+        self.at = at;
+        let time = at.saturating_duration_since(Instant::now());
+        if self
+            .timer
+            .as_ref()
+            .is_some_and(|(_, put)| put.off(time).is_err())
+        {
+            self.timer = None;
+        }
+    }
+
+    /// Waits for it to ring, once for each time that it was set to. Cancel safe.
+    pub(crate) async fn rings(&self) {
+        let Some((timer, _)) = &self.timer else {
+            return sleep_until(self.at).await;
+        };
+        if !rings(timer).await {
+            sleep_until(self.at).await;
+        }
+    }
+}
+
+/// Waits for the kernel's timer. False if that cannot be.
+async fn rings(timer: &Receiver) -> bool {
+    loop {
+        let ready = timer.readable().await;
+        match ready.and_then(|()| timer.try_read(&mut [0; 8])) {
+            Ok(_how_often) => return true,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+            Err(_) => return false,
+        }
+    }
+}
+
+/// A timer that ends after `first`, and after each `period` from then on; of zero,
+/// once.
+fn timer(period: Duration, first: Duration) -> io::Result<OwnedFd> {
     let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
     let timer = timerfd_create(TimerfdClockId::Monotonic, flags)?;
-    let period = Timespec::try_from(period).map_err(io::Error::other)?;
-    let times = Itimerspec {
-        it_interval: period,
-        it_value: period,
-    };
-    timerfd_settime(&timer, TimerfdTimerFlags::empty(), &times)?;
+    set(&timer, period, first)?;
     Ok(timer)
+}
+
+fn set(timer: &OwnedFd, period: Duration, first: Duration) -> io::Result<()> {
+    // Zero would be never.
+    let first = first.max(Duration::from_nanos(1));
+    let times = Itimerspec {
+        it_interval: Timespec::try_from(period).map_err(io::Error::other)?,
+        it_value: Timespec::try_from(first).map_err(io::Error::other)?,
+    };
+    timerfd_settime(timer, TimerfdTimerFlags::empty(), &times)?;
+    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Instant;
-
     use super::*;
 
     #[tokio::test]
@@ -74,11 +149,12 @@ mod tests {
         const PERIOD: Duration = Duration::from_millis(20);
         let began = Instant::now();
         let ticker = Ticker::every(PERIOD);
+        let begun = Instant::now();
         ticker.tick().await;
         assert!(began.elapsed() >= PERIOD);
         ticker.tick().await;
         assert!(began.elapsed() >= 2 * PERIOD);
-        while began.elapsed() < 5 * PERIOD {
+        while begun.elapsed() < 5 * PERIOD {
             tokio::task::yield_now().await;
         }
         ticker.tick().await;
@@ -98,6 +174,40 @@ mod tests {
         assert!(early.is_err());
         ticker.tick().await;
         assert!(began.elapsed() >= PERIOD);
+    }
+
+    #[tokio::test]
+    async fn an_alarm_rings_when_nobody_puts_it_off_any_more() {
+        const TIME: Duration = Duration::from_millis(40);
+        let began = Instant::now();
+        let mut alarm = Alarm::after(TIME);
+        let put = alarm.putter().unwrap();
+        for _ in 0..3 {
+            let early = tokio::time::timeout(TIME / 2, alarm.rings()).await;
+            if early.is_err() {
+                put.off(TIME).unwrap();
+            }
+        }
+        alarm.rings().await;
+        assert!(began.elapsed() >= TIME);
+        let never = tokio::time::timeout(TIME, alarm.rings()).await;
+        assert!(never.is_err(), "once");
+        alarm.set(began);
+        alarm.rings().await;
+    }
+
+    #[tokio::test]
+    async fn an_alarm_without_a_timer_of_the_kernel_rings_too() {
+        let mut alarm = Alarm {
+            timer: None,
+            at: Instant::now(),
+        };
+        assert!(alarm.putter().is_none());
+        alarm.rings().await;
+        let at = Instant::now() + Duration::from_millis(5);
+        alarm.set(at);
+        alarm.rings().await;
+        assert!(Instant::now() >= at);
     }
 
     #[tokio::test]

@@ -102,15 +102,15 @@ impl DevRoot {
         self.node(&caps::node_name(minor))
     }
 
-    /// The nodes that every container gets: the required ones, there or not,
-    /// and the optional ones that are there.
-    pub fn common(&self) -> Vec<DeviceNode> {
-        let required = REQUIRED.iter().map(|name| self.node(name));
-        let optional = OPTIONAL
-            .iter()
-            .map(|name| self.node(name))
-            .filter(|node| node.here.exists());
-        required.chain(optional).collect()
+    /// The nodes without which no container can use a GPU, there or not.
+    pub fn required(&self) -> [DeviceNode; REQUIRED.len()] {
+        REQUIRED.map(|name| self.node(name))
+    }
+
+    /// Those that every container gets where they are there: those that are.
+    pub fn optional(&self) -> impl Iterator<Item = DeviceNode> {
+        let nodes = OPTIONAL.iter().map(|name| self.node(name));
+        nodes.filter(|node| node.here.exists())
     }
 
     /// The folder of the links.
@@ -170,17 +170,13 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let dev = DevRoot::new(root.path(), root.path());
         let names = |dev: &DevRoot| -> Vec<_> {
-            dev.common()
-                .iter()
+            dev.optional()
                 .map(|node| node.container.to_string_lossy().into_owned())
                 .collect()
         };
-        assert_eq!(names(&dev), ["/dev/nvidiactl", "/dev/nvidia-uvm"]);
+        assert_eq!(names(&dev), [""; 0]);
         std::fs::create_dir(root.path().join("dev")).unwrap();
         std::fs::write(root.path().join("dev/nvidia-modeset"), "").unwrap();
-        assert_eq!(
-            names(&dev),
-            ["/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-modeset"]
-        );
+        assert_eq!(names(&dev), ["/dev/nvidia-modeset"]);
     }
 }

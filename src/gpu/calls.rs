@@ -8,7 +8,8 @@
 //! One thread makes all calls, one after the other, as a thread costs more than
 //! most calls. One that is slow is left with its call, and another thread goes on
 //! with the rest. Answers are handed over when no call is left or a moment has
-//! passed, and not one by one: each would wake the task that takes them.
+//! passed, and not one by one: each would wake the task that takes them. A call that
+//! is [repeated](Calls::repeat) wakes nobody, unless it has something to tell.
 
 use std::collections::{HashMap, VecDeque};
 use std::future::pending;
@@ -42,7 +43,16 @@ pub enum Outcome<K, T> {
     Panicked(K),
 }
 
-type Call<T> = Box<dyn FnOnce() -> T + Send>;
+/// None: there is nothing to tell.
+type Call<T> = Box<dyn FnOnce() -> Option<T> + Send>;
+
+/// A call that is made by itself.
+struct Repeated<K, T> {
+    key: K,
+    /// From the end of the last call, whichever that was.
+    after: Duration,
+    call: Arc<dyn Fn() -> Option<T> + Send + Sync>,
+}
 
 /// A call that is out.
 #[derive(Default)]
@@ -67,6 +77,7 @@ struct State<K, T> {
     idle: bool,
     /// Calls come again and again: a thread waits for them.
     steady: bool,
+    repeated: Option<Repeated<K, T>>,
     /// Nobody wants an answer any more.
     closed: bool,
 }
@@ -80,13 +91,17 @@ struct Shared<K, T> {
 }
 
 impl<K, T> Shared<K, T> {
-    /// Waits for work, and not for ever where none is to be expected.
-    fn wait<'a>(&self, state: MutexGuard<'a, State<K, T>>) -> (MutexGuard<'a, State<K, T>>, bool) {
-        if state.steady {
+    /// Waits for work, and for so long. Whether that has passed.
+    fn wait<'a>(
+        &self,
+        state: MutexGuard<'a, State<K, T>>,
+        time: Option<Duration>,
+    ) -> (MutexGuard<'a, State<K, T>>, bool) {
+        let Some(time) = time else {
             let state = self.work.wait(state);
             return (state.unwrap_or_else(PoisonError::into_inner), false);
-        }
-        let waited = self.work.wait_timeout(state, IDLE);
+        };
+        let waited = self.work.wait_timeout(state, time);
         let (state, waited) = waited.unwrap_or_else(PoisonError::into_inner);
         (state, waited.timed_out())
     }
@@ -127,6 +142,7 @@ where
             threads: 0,
             idle: false,
             steady,
+            repeated: None,
             closed: false,
         };
         Self {
@@ -148,22 +164,55 @@ where
             return false;
         }
         state.out.insert(key.clone(), Out::default());
-        state.waiting.push_back((key, Box::new(call)));
+        state.waiting.push_back((key, Box::new(|| Some(call()))));
         true
+    }
+
+    /// Has `call` made by the thread that waits for calls (of [`steady`](Self::steady)
+    /// ones), each time that it has waited for so long, until it has something to
+    /// tell. Nobody watches its time: who wants to know whether it hangs has `call`
+    /// show that it does not.
+    pub fn repeat(
+        &mut self,
+        key: K,
+        after: Duration,
+        call: impl Fn() -> Option<T> + Send + Sync + 'static,
+    ) {
+        let mut state = self.shared.lock();
+        state.repeated = Some(Repeated {
+            key,
+            after,
+            call: Arc::new(call),
+        });
+        let waits = state.idle;
+        drop(state);
+        // It waits for ever so far.
+        if waits {
+            self.shared.work.notify_one();
+        }
+    }
+
+    /// From now on nothing is repeated. A call that has begun may still tell
+    /// something.
+    pub fn repeat_no_more(&mut self) {
+        self.shared.lock().repeated = None;
     }
 
     /// Lets the calls begin, though nobody waits for their answers yet.
     pub fn go(&self) {
-        self.see_to_a_thread(&mut self.shared.lock());
+        self.see_to_a_thread(self.shared.lock());
     }
 
     /// Where none can be had, the next call or the clock tries again.
-    fn see_to_a_thread(&self, state: &mut State<K, T>) {
+    fn see_to_a_thread(&self, mut state: MutexGuard<'_, State<K, T>>) {
         if state.waiting.is_empty() {
             return;
         }
         if state.threads > 0 {
-            if std::mem::take(&mut state.idle) {
+            let waits = std::mem::take(&mut state.idle);
+            // One that is woken wants the lock.
+            drop(state);
+            if waits {
                 self.shared.work.notify_one();
             }
             return;
@@ -180,6 +229,11 @@ where
         let state = self.shared.lock();
         let mut out = state.out.iter();
         out.any(|(key, out)| !out.overdue && matches(key))
+    }
+
+    /// Whether a call that matches is out, in time or not.
+    pub fn any_out(&self, matches: impl Fn(&K) -> bool) -> bool {
+        self.shared.lock().out.keys().any(matches)
     }
 
     /// Whether the call under `key` is out and overdue.
@@ -220,8 +274,8 @@ where
         }
         state.returned_since = None;
         state.leave_slow(now);
-        self.see_to_a_thread(&mut state);
         if let Some(key) = state.overdue(now, self.deadline) {
+            self.see_to_a_thread(state);
             return (Some(Outcome::Overdue(key)), None);
         }
         let started = state.out.values().filter_map(|out| {
@@ -233,11 +287,13 @@ where
             // One that waits starts at any moment, if there is a thread.
             Some(out.started.unwrap_or(now) + wait.min(self.deadline))
         });
-        (None, started.min())
+        let look = started.min();
+        self.see_to_a_thread(state);
+        (None, look)
     }
 }
 
-impl<K: Clone + Eq + Hash, T> State<K, T> {
+impl<K: Clone + Eq + Hash, T: 'static> State<K, T> {
     fn take_returned(&mut self) -> Option<Outcome<K, T>> {
         let (key, value) = self.returned.pop_front()?;
         self.out.remove(&key);
@@ -272,10 +328,45 @@ impl<K: Clone + Eq + Hash, T> State<K, T> {
         Some(key.clone())
     }
 
-    /// Takes in an answer. Whether its thread is to make other calls.
-    fn came_back(&mut self, key: K, value: Option<T>) -> bool {
+    /// Whether there are answers that need not wait for others.
+    fn is_to_be_taken(&mut self) -> bool {
+        if self.returned.is_empty() {
+            return false;
+        }
+        let now = Instant::now();
+        let since = *self.returned_since.get_or_insert(now);
+        self.waiting.is_empty() || now.duration_since(since) >= TOGETHER
+    }
+
+    /// The call that is repeated, unless it is out.
+    fn repetition(&self) -> Option<&Repeated<K, T>> {
+        let repeated = self.repeated.as_ref();
+        repeated.filter(|repeated| !self.out.contains_key(&repeated.key))
+    }
+
+    /// Begins it.
+    fn begin_repetition(&mut self) -> Option<(K, Call<T>)> {
+        let Repeated { key, call, .. } = self.repetition()?;
+        let (key, call) = (key.clone(), call.clone());
+        self.idle = false;
+        let out = Out {
+            started: Some(Instant::now()),
+            ..Out::default()
+        };
+        self.out.insert(key.clone(), out);
+        Some((key, Box::new(move || call())))
+    }
+
+    /// Takes in an answer, None if the call panicked. Whether its thread is to make
+    /// other calls.
+    fn came_back(&mut self, key: K, value: Option<Option<T>>) -> bool {
         let was_slow = self.out.get(&key).is_some_and(|out| out.slow);
-        self.returned.push_back((key, value));
+        if let Some(None) = value {
+            self.out.remove(&key);
+        } else {
+            self.repeated = self.repeated.take().filter(|repeated| repeated.key != key);
+            self.returned.push_back((key, value.flatten()));
+        }
         let needed = !was_slow || self.threads == 0;
         if was_slow && needed {
             self.threads += 1;
@@ -284,16 +375,16 @@ impl<K: Clone + Eq + Hash, T> State<K, T> {
     }
 }
 
-impl<K: Clone + Eq + Hash, T> Shared<K, T> {
+impl<K: Clone + Eq + Hash, T: 'static> Shared<K, T> {
     /// What a thread does.
     fn work(&self) {
         while let Some((key, call)) = self.next_call() {
             let value = catch_unwind(AssertUnwindSafe(call)).ok();
             let mut state = self.lock();
             let goes_on = state.came_back(key, value);
-            let now = Instant::now();
-            let since = *state.returned_since.get_or_insert(now);
-            if state.waiting.is_empty() || now.duration_since(since) >= TOGETHER {
+            let told = state.is_to_be_taken();
+            drop(state);
+            if told {
                 self.answers.notify_one();
             }
             if !goes_on {
@@ -316,9 +407,17 @@ impl<K: Clone + Eq + Hash, T> Shared<K, T> {
                 return Some((key, call));
             }
             state.idle = true;
+            let again = state.repetition().map(|repeated| repeated.after);
+            let time = again.or((!state.steady).then_some(IDLE));
             let timed_out;
-            (state, timed_out) = self.wait(state);
-            if timed_out && state.waiting.is_empty() {
+            (state, timed_out) = self.wait(state, time);
+            if !timed_out || !state.waiting.is_empty() || state.closed {
+                continue;
+            }
+            if let Some(call) = state.begin_repetition() {
+                return Some(call);
+            }
+            if !state.steady {
                 state.threads = state.threads.saturating_sub(1);
                 return None;
             }
@@ -402,5 +501,64 @@ mod tests {
         assert!(matches!(calls.next().await, Outcome::Panicked(1)));
         calls.start(2, || ());
         assert!(matches!(calls.next().await, Outcome::Returned(2, ())));
+    }
+
+    #[tokio::test]
+    async fn a_call_that_is_repeated_is_handed_over_when_it_has_something_to_tell() {
+        const AFTER: Duration = Duration::from_millis(2);
+        let mut calls = Calls::steady(DEADLINE);
+        let made = Arc::new(Mutex::new(0));
+        let count = made.clone();
+        calls.repeat("looks", AFTER, move || {
+            let mut made = count.lock().unwrap();
+            *made += 1;
+            (*made % 5 == 0).then_some(*made)
+        });
+        // The thread that repeats it is the one that makes the others.
+        calls.start("first", || 0);
+        assert!(matches!(calls.next().await, Outcome::Returned("first", 0)));
+        assert!(matches!(calls.next().await, Outcome::Returned("looks", 5)));
+        let more = tokio::time::timeout(5 * AFTER, calls.next()).await;
+        assert!(more.is_err());
+        assert_eq!(*made.lock().unwrap(), 5, "that was to be the last");
+    }
+
+    #[tokio::test]
+    async fn a_call_is_repeated_no_more_when_that_is_said() {
+        let mut calls = Calls::steady(DEADLINE);
+        let (made, was_made) = mpsc::channel();
+        calls.start("first", || ());
+        assert!(matches!(calls.next().await, Outcome::Returned("first", ())));
+        calls.repeat("looks", Duration::from_millis(1), move || {
+            made.send(()).unwrap();
+            None
+        });
+        was_made.recv().unwrap();
+        was_made.recv().unwrap();
+        calls.repeat_no_more();
+        // It ends with the last that was under way.
+        while was_made.recv().is_ok() {}
+    }
+
+    #[tokio::test]
+    async fn a_call_that_is_repeated_and_hangs_holds_up_no_other_and_is_not_made_again() {
+        let mut calls = Calls::steady(Duration::from_millis(20));
+        let (begin, begun) = mpsc::channel();
+        let (release, held) = mpsc::channel::<()>();
+        let held = Mutex::new(held);
+        calls.repeat("hangs", Duration::ZERO, move || {
+            begin.send(()).unwrap();
+            held.lock().unwrap().recv().is_err().then_some(())
+        });
+        calls.start("first", || ());
+        assert!(matches!(calls.next().await, Outcome::Returned("first", ())));
+        begun.recv().unwrap();
+        assert!(calls.any_out(|key| *key == "hangs"));
+        assert!(matches!(calls.next().await, Outcome::Overdue("hangs")));
+        calls.start("other", || ());
+        assert!(matches!(calls.next().await, Outcome::Returned("other", ())));
+        assert!(begun.try_recv().is_err(), "made again beside itself");
+        drop(release);
+        assert!(matches!(calls.next().await, Outcome::Returned("hangs", ())));
     }
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::Monitor;
 use crate::driver::nodes::{Keeper, Report};
+use crate::inventory::Looked;
 
 /// Who makes device nodes, and what that came to.
 #[derive(Debug)]
@@ -19,15 +20,19 @@ impl Nodes {
             last: Report::default(),
         }
     }
+
+    pub(super) fn kept(&self) -> (Arc<Keeper>, Report) {
+        (self.keeper.clone(), self.last.clone())
+    }
 }
 
 impl Monitor {
     /// Whether there is reason to look at all device nodes: any that is needed is
-    /// missing, or a module came or went. Asked at each poll, so it costs a look
-    /// at each node and the reading of /proc/devices.
-    pub(super) fn nodes_due(&self) -> bool {
+    /// missing, or a module came or went. Asked at each poll, so it costs no more
+    /// than the reading of /proc/devices.
+    pub(super) fn nodes_due(&self, looked: &Looked) -> bool {
         let Nodes { keeper, last } = &self.nodes;
-        self.inventory.lacks_nodes(&self.node) || keeper.is_outdated(last)
+        self.inventory.lacks_nodes(&self.node, looked) || keeper.is_outdated(last)
     }
 
     /// What makes the nodes that are missing. For a thread that may block.
@@ -39,8 +44,8 @@ impl Monitor {
     /// Takes in what came of it.
     pub(super) fn nodes_kept(&mut self, report: Report) {
         report.tell(&self.nodes.last);
-        self.node.faults = report.faults.clone();
-        self.node.mig_minors = report.mig_minors.clone();
+        self.node
+            .set_device_nodes(report.faults.clone(), report.mig_minors.clone());
         self.nodes.last = report;
     }
 }

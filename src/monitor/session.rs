@@ -1,5 +1,6 @@
 //! One session with the GPU library, from its opening to its end.
 
+mod sentry;
 mod supply;
 
 use std::collections::BTreeMap;
@@ -20,7 +21,8 @@ use crate::gpu::topology::Topology;
 use crate::gpu::{ErrorKind, GpuLibrary, GpuUuid, LibraryError, Reading, Vitals};
 use crate::health::kept::since_boot;
 use crate::health::reducer::Signal;
-use crate::ticker::Ticker;
+use crate::inventory::Looked;
+use crate::ticker::Alarm;
 
 /// Without a reason to look sooner, all GPUs are enumerated again after this.
 const RESCAN: Duration = Duration::from_secs(30);
@@ -42,6 +44,8 @@ pub(super) enum Key {
     Read(u32),
     Probe(GpuUuid),
     Links,
+    /// The sentry's.
+    Round,
 }
 
 /// An answer, and the number of the session that asked: an answer to an earlier
@@ -56,6 +60,8 @@ pub(super) enum Answer {
     /// When it was asked, in time since boot.
     Probe(Duration, Result<Vitals, LibraryError>),
     Links(Arc<Chooser>),
+    /// What is not as it was.
+    News(&'static str),
 }
 
 /// An enumeration under way: the indexes below `count`.
@@ -101,6 +107,10 @@ pub(super) struct Session<'a> {
     nvlinks: BTreeMap<GpuUuid, BTreeMap<u32, bool>>,
     /// Links may be others than those that are known.
     links_due: bool,
+    last_poll: Instant,
+    next_poll: Alarm,
+    /// What the sentry that looks was told of: the [`Monitor::revisions`].
+    guarded: Option<(u64, u64)>,
 }
 
 impl<'a> Session<'a> {
@@ -112,6 +122,9 @@ impl<'a> Session<'a> {
         number: u64,
     ) -> Self {
         Self {
+            next_poll: Alarm::after(monitor.config.poll_interval),
+            last_poll: Instant::now(),
+            guarded: None,
             monitor,
             library,
             calls,
@@ -136,11 +149,16 @@ impl<'a> Session<'a> {
     /// Watches the GPUs until the session breaks. Says why, and whether it had
     /// enumerated them before.
     pub(super) async fn run(mut self) -> (LibraryError, bool) {
-        let poll = Ticker::every(self.monitor.config.poll_interval);
+        let error = match self.poll() {
+            Some(error) => error,
+            None => self.watch().await,
+        };
+        self.calls.repeat_no_more();
+        (error, self.last_scan.is_some())
+    }
+
+    async fn watch(&mut self) -> LibraryError {
         let rescan = self.monitor.rescan.clone();
-        if let Some(error) = self.poll() {
-            return (error, false);
-        }
         loop {
             let recovery = self.monitor.next_recovery();
             let broken = tokio::select! {
@@ -156,7 +174,7 @@ impl<'a> Session<'a> {
                     self.probe_as_told(ask);
                     None
                 }
-                () = poll.tick() => self.poll(),
+                () = self.next_poll.rings() => self.poll(),
                 // It need not wait for the next poll.
                 () = at(recovery) => {
                     self.probe_all();
@@ -169,9 +187,10 @@ impl<'a> Session<'a> {
                 }
             };
             if let Some(error) = broken {
-                return (error, self.last_scan.is_some());
+                return error;
             }
             self.ask_what_is_due();
+            self.see_to_sentry();
         }
     }
 
@@ -190,6 +209,7 @@ impl<'a> Session<'a> {
 
     /// Asks everything that is due. An error ends the session.
     fn poll(&mut self) -> Option<LibraryError> {
+        self.put_off_polls();
         if let Some(version) = self.version.clone()
             && let Some(error) = self.other_module(&version)
         {
@@ -204,10 +224,11 @@ impl<'a> Session<'a> {
         self.monitor.look_at_bus();
         // Device nodes come and go without a word from the library. One that is
         // made at once is not worth telling of, so the answer publishes.
-        let nodes = self.nodes_due() && self.ask_nodes();
+        let looked = self.monitor.look();
+        let nodes = self.nodes_due(&looked) && self.ask_nodes();
         self.probe_all();
         if !nodes {
-            self.monitor.publish();
+            self.monitor.publish_if_changed(looked);
         }
         // Not before it is known what is in use from now on.
         if self.supplied {
@@ -216,9 +237,18 @@ impl<'a> Session<'a> {
         None
     }
 
+    /// The next comes after the whole interval, unless there is a reason.
+    fn put_off_polls(&mut self) {
+        self.calls.repeat_no_more();
+        self.guarded = None;
+        self.last_poll = Instant::now();
+        let interval = self.monitor.config.poll_interval;
+        self.next_poll.set(self.last_poll + interval);
+    }
+
     /// Not before the GPUs are known.
-    fn nodes_due(&self) -> bool {
-        self.last_scan.is_some() && (!self.nodes_told || self.monitor.nodes_due())
+    fn nodes_due(&self, looked: &Looked) -> bool {
+        self.last_scan.is_some() && (!self.nodes_told || self.monitor.nodes_due(looked))
     }
 
     /// Asks the library on another thread, unless the same is asked already: then
@@ -304,7 +334,12 @@ impl<'a> Session<'a> {
             }
             Outcome::Returned(key, _) => self.ask_again(key),
             Outcome::Overdue(key) => self.overdue(&key),
-            Outcome::Panicked(key) => warn!(?key, "a call of the GPU library panicked"),
+            Outcome::Panicked(key) => {
+                warn!(?key, "a call of the GPU library panicked");
+                if key == Key::Round {
+                    return self.poll();
+                }
+            }
         }
         self.end_scan();
         None
@@ -336,6 +371,7 @@ impl<'a> Session<'a> {
                 }
             }
             Answer::Probe(asked, answer) => return self.probed(key, asked, answer),
+            Answer::News(what) => return self.news(what),
             Answer::Links(chooser) => {
                 self.monitor.inventory.choose_by(chooser);
                 self.publish();
@@ -383,7 +419,7 @@ impl<'a> Session<'a> {
             Key::Read(index) if self.scan.as_ref().is_some_and(|scan| index < scan.count) => {
                 self.ask_reading(index);
             }
-            Key::Read(_) => {}
+            Key::Read(_) | Key::Round => {}
             Key::Probe(uuid) => self.probe(uuid),
             Key::Links => self.links_due = true,
         }
@@ -517,6 +553,8 @@ impl<'a> Session<'a> {
     fn overdue(&mut self, key: &Key) {
         let call = match key {
             Key::Nodes => return self.nodes_overdue(),
+            // A poll has asked the same since, and says what hangs.
+            Key::Round => return,
             Key::Driver => "nvmlSystemGetDriverVersion",
             Key::Count => "nvmlDeviceGetCount_v2",
             Key::Read(_) => "enumeration",
@@ -536,7 +574,7 @@ impl<'a> Session<'a> {
                 self.monitor.driver_silent(call, DEADLINE);
                 self.publish();
             }
-            Key::Nodes | Key::Count | Key::Read(_) | Key::Links => {}
+            Key::Nodes | Key::Count | Key::Read(_) | Key::Links | Key::Round => {}
         }
     }
 

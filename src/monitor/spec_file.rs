@@ -69,6 +69,11 @@ impl SpecFile {
         }
     }
 
+    /// Whether any answer refers to a spec.
+    pub(super) fn is_wanted(&self) -> bool {
+        self.file.is_some()
+    }
+
     /// Has the spec of `snapshots` written where that is another one. False: it
     /// is on its way, and the snapshots have to wait for [`next`](Self::next).
     /// Where it cannot be written, no device of theirs stays healthy.

@@ -35,6 +35,12 @@ impl Tidy {
         }
     }
 
+    /// When there will be something to do.
+    pub(super) fn due(&self) -> Instant {
+        let retired = self.retired.iter().map(|(since, _)| *since + self.grace);
+        retired.fold(self.due, Instant::min)
+    }
+
     /// Something else is answered from now on.
     pub(super) fn retire(&mut self, supply: Arc<Supply>) {
         // What is in place needs nobody to hold it, and a volume is held by one as

@@ -149,8 +149,8 @@ fn told(error: &DriverError) -> String {
 /// What of the device nodes is missing that every container takes.
 fn nodes(config: &Config) -> Vec<String> {
     let dev_root = &config.paths.dev_root;
-    let common = dev_root.common();
-    let missing = common.iter().filter(|node| !node.here.exists());
+    let required = dev_root.required().into_iter();
+    let missing = required.filter(|node| !node.here.exists());
     let mut problems: Vec<_> = missing
         .map(|node| format!("{} does not exist", node.host.display()))
         .collect();

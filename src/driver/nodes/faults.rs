@@ -67,14 +67,20 @@ pub enum Hindrance {
 pub struct Faults(pub(super) BTreeMap<PathBuf, NodeFault>);
 
 impl Faults {
-    /// Why a container cannot be given this node, if it cannot. Looks whether it
-    /// is there: it may have come or gone since it was last looked at in full.
+    /// Whether nothing is amiss.
     #[must_use]
-    pub fn of(&self, node: &DeviceNode) -> Option<NodeFault> {
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Why a container cannot be given this node, if it cannot. Whether it is
+    /// `missing` now is told by another look: it may have come or gone since.
+    #[must_use]
+    pub fn of(&self, node: &DeviceNode, missing: bool) -> Option<NodeFault> {
         let told = self.0.get(&node.host);
         let spoilt =
             |fault: &&NodeFault| matches!(fault, NodeFault::Wrong { .. } | NodeFault::Dead(_));
-        if node.here.exists() {
+        if !missing {
             return told.filter(spoilt).cloned();
         }
         let told = told.filter(|fault| !spoilt(fault)).cloned();
@@ -89,22 +95,20 @@ mod tests {
 
     #[test]
     fn what_is_told_is_of_the_node_as_it_is_now() {
-        let root = tempfile::tempdir().unwrap();
-        let dev = DevRoot::new("/", root.path());
-        std::fs::create_dir(root.path().join("dev")).unwrap();
-        let node = dev.gpu(0);
+        let node = DevRoot::new("/", "/").gpu(0);
         let told = |fault| Faults([(node.host.clone(), fault)].into());
         let off = NodeFault::Missing(Hindrance::SwitchedOff);
         let unknown = NodeFault::Missing(Hindrance::Unknown);
         let dead = NodeFault::Dead(Module::Nvidia);
-        assert_eq!(Faults::default().of(&node), Some(unknown.clone()));
-        assert_eq!(told(off.clone()).of(&node), Some(off.clone()));
-        assert_eq!(told(dead.clone()).of(&node), Some(unknown));
+        let missing = |faults: &Faults| faults.of(&node, true);
+        assert_eq!(missing(&Faults::default()), Some(unknown.clone()));
+        assert_eq!(missing(&told(off.clone())), Some(off.clone()));
+        assert_eq!(missing(&told(dead.clone())), Some(unknown));
 
-        std::fs::write(&node.here, "").unwrap();
-        assert_eq!(Faults::default().of(&node), None);
-        assert_eq!(told(off).of(&node), None);
-        assert_eq!(told(dead.clone()).of(&node), Some(dead));
+        let there = |faults: &Faults| faults.of(&node, false);
+        assert_eq!(there(&Faults::default()), None);
+        assert_eq!(there(&told(off)), None);
+        assert_eq!(there(&told(dead.clone())), Some(dead));
     }
 
     #[test]

@@ -41,7 +41,7 @@ impl Session<'_> {
     pub(super) fn supply_due(&self) -> bool {
         let retry = self.no_volume.map(|at| at.elapsed() >= VOLUME_RETRY);
         let is_current = |supply: &Supply| self.monitor.supplier.is_current(supply);
-        match &self.monitor.node.driver {
+        match self.monitor.node.driver() {
             Ok(supply) => retry.unwrap_or_default() || !is_current(supply),
             Err(_) => retry.unwrap_or(true),
         }

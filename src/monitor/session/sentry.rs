@@ -1,0 +1,168 @@
+//! What looks between two polls while all is well.
+//!
+//! A poll wakes the monitor's task, which wakes the thread that calls the library,
+//! which wakes the task; and on many machines it takes longer to wake another thread
+//! than to do what a poll does. So while all is well the thread looks by itself at
+//! all that a poll looks at. As long as it finds everything as it was, it puts off the
+//! next poll; when it finds anything else, or does not come to an end, that poll is
+//! made, and acts. Nothing is concluded here.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tracing::debug;
+
+use super::super::Monitor;
+use super::{Answer, Key, RESCAN, Scanned, Session};
+use crate::driver::kernel_module_version;
+use crate::driver::nodes::{Keeper, Report};
+use crate::driver::supply::{Supplier, Supply};
+use crate::gpu::{Gpu, GpuLibrary, GpuUuid, LibraryError};
+use crate::health::kept::since_boot;
+use crate::health::reducer::Signal;
+use crate::inventory::Watched;
+use crate::ticker::Put;
+
+/// A round that takes longer is not waited for.
+const LATE: Duration = Duration::from_secs(1);
+
+/// What the sentry has to find, and how to put off the next poll.
+pub(super) struct Sentry {
+    library: Arc<dyn GpuLibrary>,
+    procfs: PathBuf,
+    sysfs: PathBuf,
+    version: String,
+    count: u32,
+    watched: Watched,
+    nvlinks: BTreeMap<GpuUuid, BTreeMap<u32, bool>>,
+    keeper: Arc<Keeper>,
+    device_nodes: Report,
+    supplier: Supplier,
+    supply: Arc<Supply>,
+    poll: Put,
+    /// From one round to the latest time of the next.
+    longest: Duration,
+    /// Then there is a poll in any case.
+    until: Instant,
+}
+
+impl Sentry {
+    /// One round. The first thing that is not as it was.
+    fn round(&self) -> Option<&'static str> {
+        let news = self.news();
+        if news.is_none() {
+            let rest = self.until.saturating_duration_since(Instant::now());
+            if self.poll.off(self.longest.min(rest)).is_err() {
+                return Some("time");
+            }
+        }
+        news
+    }
+
+    fn news(&self) -> Option<&'static str> {
+        let module = kernel_module_version(&self.procfs, &self.sysfs);
+        let other_module = module.is_some_and(|module| module != self.version);
+        let on_bus = |gpu: &Gpu| {
+            let device = gpu.sysfs_device(&self.sysfs);
+            device.is_some_and(|path| path.exists())
+        };
+        let news = [
+            ("kernel module", other_module),
+            ("driver files", !self.supplier.is_current(&self.supply)),
+            ("bus", !self.watched.all_on_bus(on_bus)),
+            ("device nodes", !self.watched.looks_the_same()),
+            ("modules", self.keeper.is_outdated(&self.device_nodes)),
+            ("count", self.library.count() != Ok(self.count)),
+        ];
+        let gpu = || self.watched.uuids().any(|uuid| self.is_other(uuid));
+        let news = news.into_iter().find(|(_, other)| *other);
+        news.map(|(what, _)| what).or(gpu().then_some("GPU"))
+    }
+
+    fn is_other(&self, uuid: &GpuUuid) -> bool {
+        let asked = since_boot();
+        let answer = self.library.probe(uuid);
+        let links = answer.as_ref().map(|vitals| &vitals.nvlinks);
+        let same = links.ok() == self.nvlinks.get(uuid);
+        !same || {
+            let signal = Signal::Probed { asked, answer };
+            self.watched.is_news(since_boot(), uuid, &signal)
+        }
+    }
+}
+
+impl Session<'_> {
+    /// Has the sentry look while all is well, and sets the time of the next poll.
+    pub(super) fn see_to_sentry(&mut self) {
+        let now = self.is_at_rest().then(|| self.monitor.revisions());
+        if now == self.guarded {
+            return;
+        }
+        self.calls.repeat_no_more();
+        self.guarded = now;
+        let period = self.monitor.config.poll_interval;
+        let Some(sentry) = now.and_then(|_| self.sentry()) else {
+            self.next_poll.set(self.last_poll + period);
+            return;
+        };
+        let latest = self.last_poll + sentry.longest;
+        self.next_poll.set(latest.min(sentry.until));
+        let number = self.number;
+        debug!("all is well: polls are put off for as long as nothing is other than now");
+        self.calls.repeat(Key::Round, period, move || {
+            sentry.round().map(|what| (number, Answer::News(what)))
+        });
+    }
+
+    /// Takes in that a round found something.
+    pub(super) fn news(&mut self, what: &'static str) -> Option<LibraryError> {
+        debug!(what, "not as it was; polling");
+        self.poll()
+    }
+
+    /// Whether nothing is amiss and nothing is on its way. Whoever publishes looks
+    /// at the file of a CDI spec, so where there is one, nobody rests.
+    fn is_at_rest(&self) -> bool {
+        let told = self.driver_told && self.supplied && self.nodes_told;
+        let due = self.driver_due || self.scan_due || self.links_due || self.missing;
+        let all_identified = |scan: &Scanned| scan.all_identified;
+        told && !due
+            && self.scan.is_none()
+            && self.last_scan.as_ref().is_some_and(all_identified)
+            && self.no_volume.is_none()
+            && !self.calls.any_out(|key| *key != Key::Round)
+            && !self.calls.is_overdue(&Key::Round)
+            && self.monitor.is_well()
+    }
+
+    /// None where a poll is due before it would look, or it could not put it off.
+    fn sentry(&self) -> Option<Sentry> {
+        let Monitor { config, node, .. } = &*self.monitor;
+        let scan = self.last_scan.as_ref()?;
+        let until = self.monitor.tidy.due().min(scan.at + RESCAN);
+        let period = config.poll_interval;
+        if until <= self.last_poll + period {
+            return None;
+        }
+        let (keeper, device_nodes) = self.monitor.nodes.kept();
+        Some(Sentry {
+            library: self.library.clone(),
+            procfs: config.paths.procfs.clone(),
+            sysfs: config.paths.sysfs.clone(),
+            version: self.version.clone()?,
+            count: scan.count,
+            watched: self.monitor.watched()?,
+            nvlinks: self.nvlinks.clone(),
+            keeper,
+            device_nodes,
+            supplier: self.monitor.supplier.clone(),
+            supply: node.driver().ok()?.clone(),
+            poll: self.next_poll.putter()?,
+            longest: period + period.min(LATE),
+            until,
+        })
+    }
+}

@@ -111,6 +111,8 @@ pub(super) struct Session<'a> {
     next_poll: Alarm,
     /// What the sentry that looks was told of: the [`Monitor::revisions`].
     guarded: Option<(u64, u64)>,
+    /// Its round was late since the last enumeration: polls it is.
+    round_late: bool,
 }
 
 impl<'a> Session<'a> {
@@ -125,6 +127,7 @@ impl<'a> Session<'a> {
             next_poll: Alarm::after(monitor.config.poll_interval),
             last_poll: Instant::now(),
             guarded: None,
+            round_late: false,
             monitor,
             library,
             calls,
@@ -239,6 +242,7 @@ impl<'a> Session<'a> {
 
     /// The next comes after the whole interval, unless there is a reason.
     fn put_off_polls(&mut self) {
+        self.round_late |= self.calls.any_out(|key| *key == Key::Round);
         self.calls.repeat_no_more();
         self.guarded = None;
         self.last_poll = Instant::now();
@@ -458,6 +462,7 @@ impl<'a> Session<'a> {
         // Whose place on the bus was seen once is missed there from now on.
         self.monitor.look_at_bus();
         self.place_gpus();
+        self.round_late = false;
         let first = self.last_scan.is_none();
         self.last_scan = Some(Scanned {
             at: Instant::now(),

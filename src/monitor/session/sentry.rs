@@ -123,18 +123,19 @@ impl Session<'_> {
         self.poll()
     }
 
-    /// Whether nothing is amiss and nothing is on its way. Whoever publishes looks
-    /// at the file of a CDI spec, so where there is one, nobody rests.
+    /// Whether nothing is amiss and nothing is on its way. The file of a CDI spec is
+    /// looked at by whoever publishes, so where there is one, nobody rests.
     fn is_at_rest(&self) -> bool {
         let told = self.driver_told && self.supplied && self.nodes_told;
         let due = self.driver_due || self.scan_due || self.links_due || self.missing;
+        let another = |key: &Key| *key != Key::Round;
         let all_identified = |scan: &Scanned| scan.all_identified;
         told && !due
             && self.scan.is_none()
             && self.last_scan.as_ref().is_some_and(all_identified)
             && self.no_volume.is_none()
-            && !self.calls.any_out(|key| *key != Key::Round)
-            && !self.calls.is_overdue(&Key::Round)
+            && !self.round_late
+            && !self.calls.any_out(another)
             && self.monitor.is_well()
     }
 

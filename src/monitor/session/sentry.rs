@@ -50,7 +50,9 @@ pub(super) struct Sentry {
 }
 
 impl Sentry {
-    /// One round. The first thing that is not as it was.
+    /// One round. The first thing that is not as it was. One that began before the
+    /// monitor knew better may put off a poll as well, once and by no more than
+    /// [`LATE`].
     fn round(&self) -> Option<&'static str> {
         let news = self.news();
         if news.is_none() {

@@ -17,9 +17,11 @@ use super::xids::{Kind, Place, Sender, Tally};
 use crate::gpu::{ErrorKind, GpuLibrary, GpuUuid, LibraryError};
 use crate::health::kept::since_boot;
 
-/// How long one wait lasts: the time after which a thread that is not needed
-/// any more ends.
-const WAIT: Duration = Duration::from_secs(30);
+/// How long one wait lasts: as long as the subscription is old, within these. A thread
+/// that is not needed any more ends with its wait, so GPUs that come and go in turn
+/// leave few of them, and one that stays is seldom woken.
+const SHORTEST_WAIT: Duration = Duration::from_secs(1);
+const LONGEST_WAIT: Duration = Duration::from_secs(30);
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
@@ -143,8 +145,10 @@ fn listen(
         Ok(source) => source,
         Err(error) => return Some(error),
     };
+    let since = Instant::now();
     while !stop.load(Ordering::Relaxed) {
-        match source.wait(WAIT) {
+        let wait = since.elapsed().clamp(SHORTEST_WAIT, LONGEST_WAIT);
+        match source.wait(wait) {
             Ok(None) => {}
             // Another thread tells of what came since nobody wanted this one's.
             Ok(Some(_)) if stop.load(Ordering::Relaxed) => {}

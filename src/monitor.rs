@@ -444,8 +444,8 @@ impl Monitor {
     fn publish_if_changed(&mut self, looked: Looked) {
         let revisions = self.revisions();
         let same = |basis: &Basis| basis.revisions == revisions && basis.looked == looked;
-        // The spec's file is looked at by whoever publishes.
-        if self.spec_file.is_wanted() || !self.basis.as_ref().is_some_and(same) {
+        // To publish is to look after the spec's file as well.
+        if !self.spec_file.is_kept() || !self.basis.as_ref().is_some_and(same) {
             self.publish_with(looked);
         }
     }
@@ -459,7 +459,7 @@ impl Monitor {
     fn is_well(&self) -> bool {
         let lacks_nodes = |basis: &Basis| self.inventory.lacks_nodes(&self.node, &basis.looked);
         self.complete
-            && !self.spec_file.is_wanted()
+            && self.spec_file.is_kept()
             && self.node.driver().is_ok()
             && !self.inventory.any_amiss()
             && self.basis.as_ref().is_some_and(|basis| !lacks_nodes(basis))

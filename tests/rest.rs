@@ -43,6 +43,12 @@ const CHANGES: [Change; 7] = [
     }),
 ];
 
+/// Where answers name one.
+const SPEC: Change = ("CDI spec", |node| {
+    let spec = fs::read_dir(node.cdi_root()).unwrap().next();
+    fs::remove_file(spec.unwrap().unwrap().path()).unwrap();
+});
+
 /// Puts right what a change has done, but for files that the plugin makes.
 fn mend(node: &SimulatedNode) {
     node.restore(0);
@@ -58,13 +64,11 @@ async fn rests(running: &Running, from: usize) -> usize {
     plugin.lines().len()
 }
 
-#[tokio::test]
-async fn whatever_a_poll_would_see_is_seen_at_rest() {
-    let node = SimulatedNode::with(3, |state| state.gpus[2].vanished = true);
-    let running = Running::on(node, options(), &FLAGS).await;
+/// Makes each change while nobody polls, and sees it told.
+async fn all_seen(running: &Running, changes: &[Change]) {
     let mut from = 0;
-    for (what, change) in CHANGES {
-        from = rests(&running, from).await;
+    for (what, change) in changes {
+        from = rests(running, from).await;
         change(&running.node);
         let told = format!("not as it was; polling what=\"{what}\"");
         let plugin = &running.plugin;
@@ -73,9 +77,29 @@ async fn whatever_a_poll_would_see_is_seen_at_rest() {
         from = plugin.lines().len();
         mend(&running.node);
     }
-    rests(&running, from).await;
+    rests(running, from).await;
     running.counts(3, 3).await;
     running.kubelet.assert_no_violations();
+}
+
+#[tokio::test]
+async fn whatever_a_poll_would_see_is_seen_at_rest() {
+    let node = SimulatedNode::with(3, |state| state.gpus[2].vanished = true);
+    let running = Running::on(node, options(), &FLAGS).await;
+    all_seen(&running, &CHANGES).await;
+}
+
+#[tokio::test]
+async fn a_spec_that_goes_is_seen_at_rest() {
+    let cdi = ["--device-list-strategy", "cdi-annotations"];
+    let running = Running::on(SimulatedNode::new(3), options(), &[FLAGS, cdi].concat()).await;
+    all_seen(&running, &[SPEC]).await;
+    assert!(
+        fs::read_dir(running.node.cdi_root())
+            .unwrap()
+            .next()
+            .is_some()
+    );
 }
 
 /// How often the threads of this name have gone to sleep.

@@ -4,6 +4,7 @@
 //! needs it is published. A file system may hang as a driver may: writing is a
 //! call on another thread, and the monitor never waits for it.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -47,6 +48,19 @@ impl OnDisk {
     }
 }
 
+/// A file that was written, and which it was.
+pub(super) struct There {
+    file: PathBuf,
+    identity: Identity,
+}
+
+impl There {
+    /// Whether it still is.
+    pub(super) fn is_there(&self) -> bool {
+        Identity::at(&self.file) == Some(self.identity)
+    }
+}
+
 /// The spec's file, and what is known of it.
 pub(super) struct SpecFile {
     /// `None` where no answer refers to a spec.
@@ -69,9 +83,19 @@ impl SpecFile {
         }
     }
 
-    /// Whether any answer refers to a spec.
-    pub(super) fn is_wanted(&self) -> bool {
-        self.file.is_some()
+    /// Whether it is there as it was written, or none is wanted.
+    pub(super) fn is_kept(&self) -> bool {
+        let there = self.there();
+        self.file.is_none() || there.is_some_and(|there| there.is_there())
+    }
+
+    /// What was written, and looked at since.
+    pub(super) fn there(&self) -> Option<There> {
+        let on_disk = self.on_disk.as_ref().filter(|_| self.failed.is_none())?;
+        Some(There {
+            file: self.file.as_ref()?.here.clone(),
+            identity: on_disk.identity,
+        })
     }
 
     /// Has the spec of `snapshots` written where that is another one. False: it

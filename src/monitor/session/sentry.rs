@@ -16,6 +16,7 @@ use tokio::time::Instant;
 use tracing::debug;
 
 use super::super::Monitor;
+use super::super::spec_file::There;
 use super::{Answer, Key, RESCAN, Scanned, Session};
 use crate::driver::kernel_module_version;
 use crate::driver::nodes::{Keeper, Report};
@@ -42,6 +43,7 @@ pub(super) struct Sentry {
     device_nodes: Report,
     supplier: Supplier,
     supply: Arc<Supply>,
+    cdi_spec: Option<There>,
     poll: Put,
     /// From one round to the latest time of the next.
     longest: Duration,
@@ -74,6 +76,10 @@ impl Sentry {
         let news = [
             ("kernel module", other_module),
             ("driver files", !self.supplier.is_current(&self.supply)),
+            (
+                "CDI spec",
+                !self.cdi_spec.as_ref().is_none_or(There::is_there),
+            ),
             ("bus", !self.watched.all_on_bus(on_bus)),
             ("device nodes", !self.watched.looks_the_same()),
             ("modules", self.keeper.is_outdated(&self.device_nodes)),
@@ -125,8 +131,7 @@ impl Session<'_> {
         self.poll()
     }
 
-    /// Whether nothing is amiss and nothing is on its way. The file of a CDI spec is
-    /// looked at by whoever publishes, so where there is one, nobody rests.
+    /// Whether nothing is amiss and nothing is on its way.
     fn is_at_rest(&self) -> bool {
         let told = self.driver_told && self.supplied && self.nodes_told;
         let due = self.driver_due || self.scan_due || self.links_due || self.missing;
@@ -163,6 +168,7 @@ impl Session<'_> {
             device_nodes,
             supplier: self.monitor.supplier.clone(),
             supply: node.driver().ok()?.clone(),
+            cdi_spec: self.monitor.spec_file.there(),
             poll: self.next_poll.putter()?,
             longest: period + period.min(LATE),
             until,

@@ -143,19 +143,21 @@ impl Soak {
     pub(crate) async fn reload(&self, reload: Reload) -> Outcome {
         self.journal.action("reloads", &reload);
         let Reload { text, hangup } = reload;
-        self.configure(text);
+        let before = self.reloads().await?;
+        let is_other = self.configure(text);
         if hangup {
             let signal = self.running.plugin.signal(libc::SIGHUP);
             signal.map_err(|error| format!("SIGHUP: {error}"))?;
         }
-        let says = format!(
-            "gpu_device_plugin_config_last_reload_successful {}",
-            i32::from(text.is_good())
-        );
+        // Nothing says that the same was read again, unless it was asked for.
+        if !is_other && !hangup {
+            return Ok(());
+        }
         let what = format!("{reload:?} to be taken in");
+        let result = if text.is_good() { 0 } else { 1 };
         self.eventually(&what, REGISTERED, async || {
-            let (_, text) = self.get("/metrics").await?;
-            Ok(text.lines().any(|line| line == says).then_some(()))
+            let now = self.reloads().await?;
+            Ok((now[result] > before[result]).then_some(()))
         })
         .await?;
         if text.is_good() {
@@ -166,8 +168,18 @@ impl Soak {
         Ok(())
     }
 
-    // === Pods ===
+    /// How often the file was read well, and with faults.
+    async fn reloads(&self) -> Outcome<[u64; 2]> {
+        let (_, text) = self.get("/metrics").await?;
+        Ok(["ok", "failed"].map(|result| {
+            let name = format!("gpu_device_plugin_config_reloads_total{{result=\"{result}\"}} ");
+            let mut lines = text.lines();
+            let count = lines.find_map(|line| line.strip_prefix(&name)?.parse().ok());
+            count.unwrap_or_default()
+        }))
+    }
 
+    // === Pods ===
     pub(crate) async fn pod(&self, pods: &mut Vec<Pod>, action: PodAction) -> Outcome {
         self.journal.action("pod actions", &action);
         let kubelet = &self.running.kubelet;

@@ -15,9 +15,6 @@ use crate::common::system::open_files;
 /// their last call, and are woken by turns: so many more than at the start are no
 /// leak.
 const THREADS: usize = 28;
-/// The simulated driver keeps a watch of its state file for each call that ever hung
-/// at the same time as others.
-const WATCHES: usize = 32;
 /// An allocator's arenas fill for some dozens of rounds, by a megabyte a round at first.
 /// So a life with this many quiet points is judged by its last two thirds only.
 const FILLED: usize = 30;
@@ -164,11 +161,11 @@ impl Soak {
     async fn nothing_left(&self, before: Usage) -> Outcome<Usage> {
         // The files of a resource's answers are watched from the first, and those of
         // the driver.
-        let mounts = self.resources.len() + 1;
+        let seen = self.resources.len() + 1;
         let fits = |now: Usage| {
             now.files <= before.files
-                && now.mounts <= mounts
-                && now.watches <= before.watches + WATCHES
+                && now.mounts <= seen
+                && now.watches <= before.watches + seen
                 && now.threads <= before.threads + THREADS
         };
         let waited = self.eventually("what was opened to be closed", AT_LAST, async || {

@@ -37,6 +37,8 @@ pub(crate) struct Soak {
     pub(crate) journal: Journal,
     pub(crate) truth: Truth,
     pub(crate) unrest: Unrest,
+    /// The configuration file that is in place.
+    pub(crate) text: Mutex<Text>,
     /// What the last good configuration file says of XID 48.
     pub(crate) lenient: AtomicBool,
     /// Numbers the kernel log's records.
@@ -65,6 +67,7 @@ impl Soak {
             journal: Journal::new(),
             truth: Truth::default(),
             unrest: Unrest::default(),
+            text: Mutex::new(Text::Plain),
             lenient: AtomicBool::new(false),
             logged: AtomicU64::new(1),
             lists: Mutex::default(),
@@ -82,12 +85,15 @@ impl Soak {
     }
 
     /// Puts another configuration file in place, or takes it away.
-    pub(crate) fn configure(&self, text: Text) {
+    /// Whether it is another.
+    pub(crate) fn configure(&self, text: Text) -> bool {
+        let last = std::mem::replace(&mut *lock(&self.text), text);
         match text {
             // It may be gone already.
             Text::Missing => drop(fs::remove_file(self.config())),
             text => write_config(&self.config(), self.plan.kind, text),
         }
+        last != text
     }
 
     /// The name and the devices of a resource, by its number in a plan.
@@ -215,7 +221,9 @@ impl Soak {
     /// What the plugin uses now. An error is a plugin that has ended.
     pub(crate) fn usage(&self) -> Outcome<Usage> {
         let pid = self.running.plugin.pid();
-        let usage = pid.and_then(Usage::of);
+        let state = self.running.node.state_file();
+        let driver = state.parent().unwrap_or(&state);
+        let usage = pid.and_then(|pid| Usage::of(pid, driver));
         usage.ok_or_else(|| "the plugin has ended".to_owned())
     }
 

@@ -11,12 +11,15 @@ mod common;
 mod stub;
 
 use std::fs;
+use std::time::Duration;
 
 use common::kubelet::{Event, Options, RegisterFault, Takeover, Times, Violation};
 use common::nvml::SimulatedNode;
 use common::plugin::PluginProcess;
 use common::running::{LONG, RESOURCE, Running, http_address, spawn};
+use socket2::{Domain, SockAddr, Socket, Type};
 use stub::{Stub, healthy};
+use tokio::net::UnixListener;
 
 const RIVALS: &str = r#"rival_plugins{resource="nvidia.com/gpu"}"#;
 const TOLD: &str = "another plugin serves this resource";
@@ -158,6 +161,39 @@ async fn nvidias_plugin_is_known_by_its_socket_and_has_the_name_while_it_lives()
     let gone = running.plugin.wait_for_line("is gone", LONG).await.unwrap();
     assert!(gone.text.contains("nvidia-gpu.sock"), "{}", gone.text);
     assert_no_violations_but_takeovers(&running);
+}
+
+/// Between bind(2) and listen(2) it is not known from one that died, and to listen
+/// changes nothing in the folder.
+#[tokio::test]
+async fn a_rival_that_listens_later_than_it_is_seen_is_known_when_it_registers() {
+    /// Long before the clock looks.
+    const SOON: Duration = Duration::from_secs(10);
+    const STEP: &str = "DEBUG step";
+    let options = Options {
+        takeover: Takeover::ClosesReplaced,
+        ..Options::default()
+    };
+    let flags = ["--log-level", "debug"];
+    let running = Running::on(SimulatedNode::new(2), options, &flags).await;
+    running.counts(2, 2).await;
+    let folder = running.kubelet.folder();
+    let rival = Stub::silent(folder, "nvidia-gpu.sock", healthy(&["GPU-a"]));
+
+    let seen = running.plugin.lines().len();
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None).unwrap();
+    let address = SockAddr::unix(folder.join("nvidia-gpu.sock")).unwrap();
+    socket.bind(&address).unwrap();
+    let step = running.plugin.wait_for_line_after(seen, STEP, SOON).await;
+    step.unwrap();
+    assert_eq!(running.metric(RIVALS).await, None, "nobody listens");
+
+    socket.listen(16).unwrap();
+    socket.set_nonblocking(true).unwrap();
+    rival.listen_at(UnixListener::from_std(socket.into()).unwrap());
+    rival.register().await.unwrap();
+    let line = running.plugin.wait_for_line(TOLD, SOON).await.unwrap();
+    assert!(line.text.contains("nvidia-gpu.sock"), "{}", line.text);
 }
 
 #[tokio::test]

@@ -159,12 +159,12 @@ impl Actor {
                 self.folder.display()
             )
         }));
-        // One that comes or goes changes the folder, and of one that was killed the
-        // hints of the slow clock tell.
+        // One that comes or goes changes the folder, but before it listens; and of one
+        // that was killed the hints of the slow clock tell.
         let hint = *self.hints.borrow();
         if self.looked_after != Some(hint) {
-            self.looked_after = Some(hint);
-            self.look_for_rivals();
+            let any_silent = self.look_for_rivals();
+            self.looked_after = Some(hint).filter(|_| !any_silent);
         }
         let endpoint = SocketId::at(&self.endpoint_path);
         // A socket that nobody serves is none.
@@ -267,11 +267,13 @@ impl Actor {
         }
     }
 
-    fn look_for_rivals(&mut self) {
+    /// Whether one may become a rival unseen.
+    fn look_for_rivals(&mut self) -> bool {
         let resource = &self.service.resource;
-        let rivals = rival::find(&self.folder, resource, &self.endpoint);
+        let rival::Found { rivals, any_silent } =
+            rival::find(&self.folder, resource, &self.endpoint);
         if rivals == self.rivals {
-            return;
+            return any_silent;
         }
         for rival in rivals.iter().filter(|rival| !self.rivals.contains(rival)) {
             let socket = &rival.name;
@@ -293,6 +295,7 @@ impl Actor {
         let count = i64::try_from(rivals.len()).unwrap_or(i64::MAX);
         self.metrics.rivals.get_or_create(&labels).set(count);
         self.rivals = rivals;
+        any_silent
     }
 
     /// Makes the phase known: readiness, metric, and a line when it changed.

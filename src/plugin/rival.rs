@@ -19,21 +19,33 @@ pub struct Rival {
     pub id: SocketId,
 }
 
-/// The rivals of the plugin for `resource` with the socket `own`, sorted by name.
-pub fn find(folder: &Path, resource: &str, own: &str) -> Vec<Rival> {
-    let mut rivals: Vec<_> = candidates(folder, resource, own)
-        .into_iter()
-        .filter(|path| is_live(path))
-        .filter_map(|path| {
-            let name = path.file_name()?.to_string_lossy().into_owned();
-            Some(Rival {
-                name,
-                id: SocketId::at(&path)?,
-            })
+/// What there is beside the plugin for a resource.
+#[derive(Debug, Default)]
+pub struct Found {
+    /// Sorted by name.
+    pub rivals: Vec<Rival>,
+    /// There is a socket at which nobody listens: what was left behind, or one that
+    /// will be listened at without another change of the folder.
+    pub any_silent: bool,
+}
+
+/// The rivals of the plugin for `resource` with the socket `own`.
+pub fn find(folder: &Path, resource: &str, own: &str) -> Found {
+    let candidates = candidates(folder, resource, own).into_iter();
+    let (live, silent): (Vec<_>, Vec<_>) = candidates.partition(|path| is_live(path));
+    let rivals = live.into_iter().filter_map(|path| {
+        let name = path.file_name()?.to_string_lossy().into_owned();
+        Some(Rival {
+            name,
+            id: SocketId::at(&path)?,
         })
-        .collect();
+    });
+    let mut rivals: Vec<_> = rivals.collect();
     rivals.sort_by(|a, b| a.name.cmp(&b.name));
-    rivals
+    Found {
+        rivals,
+        any_silent: !silent.is_empty(),
+    }
 }
 
 /// Removes what copies of this program that were killed left behind.
@@ -103,12 +115,9 @@ mod tests {
         ];
         drop(bind(&format!("{prefix}3.sock")));
         drop(bind("nvidiaGPU-17.sock"));
-        let names = || -> Vec<_> {
-            find(folder.path(), "nvidia.com/gpu", &own)
-                .into_iter()
-                .map(|rival| rival.name)
-                .collect()
-        };
+        let found = || find(folder.path(), "nvidia.com/gpu", &own);
+        let names = || -> Vec<_> { found().rivals.into_iter().map(|r| r.name).collect() };
+        assert!(found().any_silent);
         assert_eq!(
             names(),
             [format!("{prefix}2.sock"), "nvidia-gpu.sock".into()]
@@ -120,5 +129,7 @@ mod tests {
             "not ours to remove"
         );
         assert_eq!(names().len(), 2);
+        std::fs::remove_file(folder.path().join("nvidiaGPU-17.sock")).unwrap();
+        assert!(!found().any_silent);
     }
 }

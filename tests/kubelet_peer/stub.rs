@@ -90,7 +90,12 @@ impl Stub {
     }
 
     pub(crate) fn listen(&self) -> io::Result<()> {
-        let listener = UnixListener::bind(self.folder.join(&self.endpoint))?;
+        self.listen_at(UnixListener::bind(self.folder.join(&self.endpoint))?);
+        Ok(())
+    }
+
+    /// Serves on a socket that somebody else has bound.
+    pub(crate) fn listen_at(&self, listener: UnixListener) {
         let state = Arc::clone(&self.state);
         let service = DevicePluginServer::new(Service(Arc::clone(&self.state)));
         let service = service.map_request(move |request: http::Request<tonic::body::Body>| {
@@ -100,7 +105,6 @@ impl Stub {
         });
         let incoming = UnixListenerStream::new(listener);
         tokio::spawn(Server::builder().serve_with_incoming(service, incoming));
-        Ok(())
     }
 
     pub(crate) async fn register(&self) -> Result<(), Status> {

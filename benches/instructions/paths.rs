@@ -60,7 +60,8 @@ pub(crate) fn call(path: HotPath, calls: u64, folder: &Path) -> anyhow::Result<(
     let snapshot = service.devices.borrow().clone();
     anyhow::ensure!(
         service.cache.ready(&snapshot).1,
-        "the node's files are not all there for certain"
+        "the node's files are not all there for certain: this user has no inotify instance left \
+         (fs.inotify.max_user_instances), or a mount came or went meanwhile"
     );
     let ids: Vec<_> = (0..gpus).map(uuid).collect();
     let (request, answer): (_, fn(&Service, &[u8]) -> anyhow::Result<Vec<u8>>) = match path {

@@ -15,6 +15,7 @@ mod session;
 mod spec_file;
 mod subscription;
 mod tidy;
+mod untold;
 mod xids;
 
 use std::sync::Arc;
@@ -47,6 +48,7 @@ use self::published::Published;
 pub use self::published::Resources;
 use self::spec_file::SpecFile;
 use self::tidy::Tidy;
+use self::untold::Untold;
 
 /// The part of [`Readiness`] that the session is.
 const DRIVER: &str = "driver";
@@ -116,6 +118,7 @@ pub struct Monitor {
     published: Published,
     /// What the snapshots that are published were made of.
     basis: Option<Basis>,
+    untold: Untold,
     reports: watch::Sender<Arc<HealthReport>>,
 }
 
@@ -178,6 +181,7 @@ impl Monitor {
             complete: false,
             published,
             basis: None,
+            untold: Untold::default(),
             reports: watch::Sender::default(),
         }
     }
@@ -248,6 +252,7 @@ impl Monitor {
 
     /// What there is to do with a session or without. Cancel safe.
     async fn next(&mut self) -> Woken {
+        self.untold.tell().await;
         tokio::select! {
             heard = self.xids.next() => Woken::Heard(heard),
             written = self.spec_file.next() => Woken::SpecFile(written),
@@ -503,7 +508,8 @@ impl Monitor {
 
     fn publish_devices(&mut self, mut snapshots: Snapshots) {
         if self.spec_file.keep(&mut snapshots) {
-            self.published.publish(snapshots, &self.metrics);
+            self.published
+                .publish(snapshots, &self.metrics, &mut self.untold);
         }
     }
 

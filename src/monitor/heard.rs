@@ -136,8 +136,9 @@ impl Monitor {
         if grown == 0 {
             return;
         }
+        let uuid = uuid.to_owned();
         let labels = XidLabels {
-            uuid: uuid.into(),
+            uuid: uuid.clone(),
             xid: kind.xid,
         };
         self.metrics.xids.get_or_create(&labels).inc_by(grown);
@@ -146,7 +147,9 @@ impl Monitor {
         };
         let (xid, instance) = (kind.xid, kind.instance);
         let (class, what) = (self.options.borrow().policy.class(xid), xid::describe(xid));
-        warn!(uuid, xid, %class, instance, count, what, "XID event");
+        self.untold.push(move || {
+            warn!(uuid, xid, %class, instance, count, what, "XID event");
+        });
     }
 
     /// Has kept what outlives the process.

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
+use super::untold::Untold;
 use crate::device::{DeviceSnapshot, Snapshots};
 use crate::metrics::{HealthLabels, Metrics};
 
@@ -34,7 +35,7 @@ impl Published {
     }
 
     /// Publishes what is news.
-    pub(super) fn publish(&mut self, snapshots: Snapshots, metrics: &Metrics) {
+    pub(super) fn publish(&mut self, snapshots: Snapshots, metrics: &Metrics, untold: &mut Untold) {
         for (resource, snapshot) in snapshots {
             if !self.devices.contains_key(&resource) {
                 self.add(&resource);
@@ -46,9 +47,11 @@ impl Published {
                 if **last == snapshot {
                     return false;
                 }
-                log_changes(&resource, last, &snapshot);
                 count_devices(metrics, &resource, &snapshot);
-                *last = Arc::new(snapshot);
+                let now = Arc::new(snapshot);
+                let before = std::mem::replace(last, now.clone());
+                let resource = resource.clone();
+                untold.push(move || log_changes(&resource, &before, &now));
                 true
             });
         }

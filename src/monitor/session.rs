@@ -109,6 +109,9 @@ pub(super) struct Session<'a> {
     links_due: bool,
     last_poll: Instant,
     next_poll: Alarm,
+    /// There was a poll after the first enumeration: a start has other things to do
+    /// than to set up what looks between polls.
+    polled_again: bool,
     /// What the sentry that looks was told of: the [`Monitor::revisions`].
     guarded: Option<(u64, u64)>,
     /// Its round was late since the last enumeration: polls it is.
@@ -126,6 +129,7 @@ impl<'a> Session<'a> {
         Self {
             next_poll: Alarm::after(monitor.config.poll_interval),
             last_poll: Instant::now(),
+            polled_again: false,
             guarded: None,
             round_late: false,
             monitor,
@@ -192,6 +196,7 @@ impl<'a> Session<'a> {
             if let Some(error) = broken {
                 return error;
             }
+            self.monitor.untold.tell().await;
             self.ask_what_is_due();
             self.see_to_sentry();
         }
@@ -246,6 +251,7 @@ impl<'a> Session<'a> {
         self.calls.repeat_no_more();
         self.guarded = None;
         self.last_poll = Instant::now();
+        self.polled_again = self.last_scan.is_some();
         let interval = self.monitor.config.poll_interval;
         self.next_poll.set(self.last_poll + interval);
     }

@@ -138,6 +138,7 @@ impl Session<'_> {
         let another = |key: &Key| *key != Key::Round;
         let all_identified = |scan: &Scanned| scan.all_identified;
         told && !due
+            && self.polled_again
             && self.scan.is_none()
             && self.last_scan.as_ref().is_some_and(all_identified)
             && self.no_volume.is_none()

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use nvml_wrapper_sys::bindings::{nvmlDevice_t, nvmlEventData_t, nvmlEventSet_t, nvmlReturn_t};
 
 use super::args::{Answer, Out, put};
-use super::call::{LIBRARY, Reach, device_call, failure, library_call};
+use super::call::{LIBRARY, Reach, answer, device_call, failure, library_call, ready};
 use crate::state::{Event, Return, SUPPORTED_EVENT_TYPES, State};
 
 /// An instance ID in an event that is about the whole GPU.
@@ -133,7 +133,7 @@ extern "C" fn nvmlEventSetWait(
     timeout_ms: c_uint,
 ) -> nvmlReturn_t {
     let function = "nvmlEventSetWait";
-    library_call(function, |_| wait(function, set, data, timeout_ms))
+    answer(|| wait(function, set, data, timeout_ms))
 }
 
 #[unsafe(no_mangle)]
@@ -143,7 +143,7 @@ extern "C" fn nvmlEventSetWait_v2(
     timeout_ms: c_uint,
 ) -> nvmlReturn_t {
     let function = "nvmlEventSetWait_v2";
-    library_call(function, |_| wait(function, set, data, timeout_ms))
+    answer(|| wait(function, set, data, timeout_ms))
 }
 
 fn wait(
@@ -152,6 +152,8 @@ fn wait(
     data: Out<'_, nvmlEventData_t>,
     timeout_ms: c_uint,
 ) -> Answer {
+    // The state is not held while we wait: one that is old would outlive others.
+    drop(ready(function)?);
     let set = open(set)?;
     let data = data.ok_or(Return::InvalidArgument)?;
     let deadline = Instant::now() + Duration::from_millis(timeout_ms.into());

@@ -10,7 +10,6 @@
 mod common;
 
 use std::fs;
-use std::time::Duration;
 
 use common::nvml::SimulatedNode;
 use common::running::{LONG, Running, options};
@@ -131,8 +130,6 @@ async fn looking_at_all_gpus_wakes_one_thread_and_no_other() {
     let what = format!("{ROUNDS} rounds");
     running
         .eventually(&what, || async {
-            // The asking is not to wake it.
-            tokio::time::sleep(Duration::from_millis(500)).await;
             (sleeps(pid, "calls") >= looks + ROUNDS).then_some(())
         })
         .await;

@@ -347,8 +347,7 @@ impl Inventory {
             return false;
         }
         let Needed { gpus, instances } = self.needed();
-        let mut nodes = node.dev_root.required().to_vec();
-        nodes.extend(node.dev_root.optional());
+        let mut nodes = looked.common.clone();
         nodes.extend(gpus.into_iter().map(|minor| node.dev_root.gpu(minor)));
         let minors = instances.into_iter();
         let minors = minors.filter_map(|instance| node.mig_minors.of(instance));

@@ -31,7 +31,7 @@ pub struct Node {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Looked {
     /// The nodes that every container gets.
-    common: Vec<DeviceNode>,
+    pub(super) common: Vec<DeviceNode>,
     extras: Extras,
     /// Where a node should be that is not there, as the host names it.
     missing: BTreeSet<PathBuf>,

@@ -23,6 +23,7 @@ pub mod health;
 pub mod http;
 pub mod inventory;
 pub mod kubelet;
+pub mod memory;
 pub mod metrics;
 pub mod monitor;
 pub mod plugin;

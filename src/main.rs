@@ -8,7 +8,7 @@ use gpu_device_plugin::cli::{self, Command, Given, Invocation};
 use gpu_device_plugin::config::reload::Reloader;
 use gpu_device_plugin::monitor::nvml_opener;
 use gpu_device_plugin::shutdown::{Terminations, hangups};
-use gpu_device_plugin::{report, telemetry, uninstall};
+use gpu_device_plugin::{memory, report, telemetry, uninstall};
 use tokio::runtime::{Builder, Runtime};
 use tokio::time::timeout;
 use tracing::{error, info, warn};
@@ -58,6 +58,7 @@ fn main() -> ExitCode {
         }
         Command::Uninstall => code(uninstall::print(config)),
         Command::Serve => {
+            memory::share_one_arena();
             telemetry::init(invocation.log_format, invocation.log_level);
             finish(serve(given, invocation), |error| {
                 error!(error = format!("{error:#}"), "stopped");

@@ -6,7 +6,7 @@
 
 use std::io::{self, ErrorKind};
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rustix::time::{
@@ -51,18 +51,37 @@ impl Ticker {
 /// less than to wake the task would.
 pub(crate) struct Alarm {
     /// None: the kernel gave no timer, and Tokio's has to do.
-    timer: Option<(Receiver, Put)>,
+    timer: Option<(Receiver, Arc<Settings>)>,
     at: Instant,
 }
 
-/// Puts off an [`Alarm`].
-#[derive(Clone)]
-pub(crate) struct Put(Arc<OwnedFd>);
+/// The settings of an alarm's timer.
+struct Settings {
+    timer: OwnedFd,
+    /// How often it was set by its owner.
+    number: Mutex<u64>,
+}
+
+impl Settings {
+    fn number(&self) -> MutexGuard<'_, u64> {
+        self.number.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Puts off an [`Alarm`], until that is set anew.
+pub(crate) struct Put {
+    settings: Arc<Settings>,
+    number: u64,
+}
 
 impl Put {
-    /// It rings when so much time has passed.
+    /// It rings when so much time has passed, unless it was set anew.
     pub(crate) fn off(&self, time: Duration) -> io::Result<()> {
-        set(&self.0, Duration::ZERO, time)
+        let number = self.settings.number();
+        if *number == self.number {
+            set(&self.settings.timer, Duration::ZERO, time)?;
+        }
+        Ok(())
     }
 }
 
@@ -70,8 +89,12 @@ impl Alarm {
     /// It rings after this time. Within a Tokio runtime.
     pub(crate) fn after(time: Duration) -> Self {
         let timer = timer(Duration::ZERO, time).and_then(|timer| {
-            let put = Put(Arc::new(timer.try_clone()?));
-            Ok((Receiver::from_owned_fd_unchecked(timer)?, put))
+            let settings = Settings {
+                timer: timer.try_clone()?,
+                number: Mutex::default(),
+            };
+            let timer = Receiver::from_owned_fd_unchecked(timer)?;
+            Ok((timer, Arc::new(settings)))
         });
         Self {
             timer: timer.ok(),
@@ -79,22 +102,34 @@ impl Alarm {
         }
     }
 
-    /// For another thread. None where there can be no such thing.
-    pub(crate) fn putter(&self) -> Option<Put> {
-        self.timer.as_ref().map(|(_, put)| put.clone())
-    }
-
-    /// Now it rings at this time, or at once where that has passed.
+    /// Now it rings at this time, or at once where that has passed. Who was to put
+    /// it off cannot any more.
     pub(crate) fn set(&mut self, at: Instant) {
         self.at = at;
         let time = at.saturating_duration_since(Instant::now());
-        if self
-            .timer
-            .as_ref()
-            .is_some_and(|(_, put)| put.off(time).is_err())
-        {
+        let Some((_, settings)) = &self.timer else {
+            return;
+        };
+        let mut number = settings.number();
+        *number += 1;
+        let done = set(&settings.timer, Duration::ZERO, time);
+        drop(number);
+        if done.is_err() {
             self.timer = None;
         }
+    }
+
+    /// The same, but for another thread to put off. None, and nothing is set, where
+    /// that cannot be.
+    pub(crate) fn lend(&mut self, at: Instant) -> Option<Put> {
+        self.timer.as_ref()?;
+        self.set(at);
+        let (_, settings) = self.timer.as_ref()?;
+        let number = *settings.number();
+        Some(Put {
+            settings: settings.clone(),
+            number,
+        })
     }
 
     /// Waits for it to ring, once for each time that it was set to. Cancel safe.
@@ -180,8 +215,8 @@ mod tests {
     async fn an_alarm_rings_when_nobody_puts_it_off_any_more() {
         const TIME: Duration = Duration::from_millis(40);
         let began = Instant::now();
-        let mut alarm = Alarm::after(TIME);
-        let put = alarm.putter().unwrap();
+        let mut alarm = Alarm::after(Duration::ZERO);
+        let put = alarm.lend(began + TIME).unwrap();
         for _ in 0..3 {
             let early = tokio::time::timeout(TIME / 2, alarm.rings()).await;
             if early.is_err() {
@@ -197,12 +232,25 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn an_alarm_that_was_set_anew_is_put_off_by_nobody_who_was_to_before() {
+        const LONG: Duration = Duration::from_secs(3600);
+        let mut alarm = Alarm::after(LONG);
+        let before = alarm.lend(Instant::now() + LONG).unwrap();
+        alarm.set(Instant::now());
+        before.off(LONG).unwrap();
+        alarm.rings().await;
+        let after = alarm.lend(Instant::now() + LONG).unwrap();
+        after.off(Duration::ZERO).unwrap();
+        alarm.rings().await;
+    }
+
+    #[tokio::test]
     async fn an_alarm_without_a_timer_of_the_kernel_rings_too() {
         let mut alarm = Alarm {
             timer: None,
             at: Instant::now(),
         };
-        assert!(alarm.putter().is_none());
+        assert!(alarm.lend(Instant::now()).is_none());
         alarm.rings().await;
         let at = Instant::now() + Duration::from_millis(5);
         alarm.set(at);

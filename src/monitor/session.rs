@@ -11,6 +11,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep_until};
 use tracing::{debug, info, warn};
 
+use self::sentry::Between;
 pub(super) use self::supply::Supplies;
 use super::subscription::{Notice, Subscription};
 use super::{Ask, GPUS, Monitor};
@@ -109,13 +110,7 @@ pub(super) struct Session<'a> {
     links_due: bool,
     last_poll: Instant,
     next_poll: Alarm,
-    /// There was a poll after the first enumeration: a start has other things to do
-    /// than to set up what looks between polls.
-    polled_again: bool,
-    /// What the sentry that looks was told of: the [`Monitor::revisions`].
-    guarded: Option<(u64, u64)>,
-    /// Its round was late since the last enumeration: polls it is.
-    round_late: bool,
+    between: Between,
 }
 
 impl<'a> Session<'a> {
@@ -129,9 +124,7 @@ impl<'a> Session<'a> {
         Self {
             next_poll: Alarm::after(monitor.config.poll_interval),
             last_poll: Instant::now(),
-            polled_again: false,
-            guarded: None,
-            round_late: false,
+            between: Between::Starting,
             monitor,
             library,
             calls,
@@ -243,17 +236,6 @@ impl<'a> Session<'a> {
             self.monitor.tidy();
         }
         None
-    }
-
-    /// The next comes after the whole interval, unless there is a reason.
-    fn put_off_polls(&mut self) {
-        self.round_late |= self.calls.any_out(|key| *key == Key::Round);
-        self.calls.repeat_no_more();
-        self.guarded = None;
-        self.last_poll = Instant::now();
-        self.polled_again = self.last_scan.is_some();
-        let interval = self.monitor.config.poll_interval;
-        self.next_poll.set(self.last_poll + interval);
     }
 
     /// Not before the GPUs are known.
@@ -468,7 +450,7 @@ impl<'a> Session<'a> {
         // Whose place on the bus was seen once is missed there from now on.
         self.monitor.look_at_bus();
         self.place_gpus();
-        self.round_late = false;
+        self.between = self.between.enumerated();
         let first = self.last_scan.is_none();
         self.last_scan = Some(Scanned {
             at: Instant::now(),

@@ -52,9 +52,7 @@ pub(super) struct Sentry {
 }
 
 impl Sentry {
-    /// One round. The first thing that is not as it was. One that began before the
-    /// monitor knew better may put off a poll as well, once and by no more than
-    /// [`LATE`].
+    /// One round. The first thing that is not as it was.
     fn round(&self) -> Option<&'static str> {
         let news = self.news();
         if news.is_none() {
@@ -102,27 +100,75 @@ impl Sentry {
     }
 }
 
+/// Who looks from one poll to the next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Between {
+    /// Nobody until there was a poll after the first enumeration: a start has other
+    /// things to do than to set up a sentry.
+    Starting,
+    /// Nobody: something is amiss, or on its way.
+    Unguarded,
+    /// Nobody until the next enumeration: a round did not come to an end in time.
+    RoundLate,
+    /// The sentry, as it was told at these [`Monitor::revisions`].
+    Guarded((u64, u64)),
+}
+
+impl Between {
+    /// What it is when a poll begins, and the sentry is dismissed.
+    fn polled(self, enumerated: bool, round_out: bool) -> Self {
+        match self {
+            _ if round_out => Self::RoundLate,
+            Self::Starting if enumerated => Self::Unguarded,
+            Self::Guarded(_) => Self::Unguarded,
+            other => other,
+        }
+    }
+
+    /// What it is when all GPUs were enumerated.
+    pub(super) fn enumerated(self) -> Self {
+        match self {
+            Self::RoundLate => Self::Unguarded,
+            other => other,
+        }
+    }
+}
+
 impl Session<'_> {
-    /// Has the sentry look while all is well, and sets the time of the next poll.
+    /// The next poll comes after the whole interval, unless there is a reason.
+    pub(super) fn put_off_polls(&mut self) {
+        let round_out = self.calls.any_out(|key| *key == Key::Round);
+        self.calls.repeat_no_more();
+        self.between = self.between.polled(self.last_scan.is_some(), round_out);
+        self.last_poll = Instant::now();
+        let interval = self.monitor.config.poll_interval;
+        self.next_poll.set(self.last_poll + interval);
+    }
+
+    /// Has the sentry look while all is well.
     pub(super) fn see_to_sentry(&mut self) {
-        let now = self.is_at_rest().then(|| self.monitor.revisions());
-        if now == self.guarded {
+        let between = match self.between {
+            Between::Starting | Between::RoundLate => return,
+            _ if self.is_at_rest() => Between::Guarded(self.monitor.revisions()),
+            _ => Between::Unguarded,
+        };
+        if between == self.between {
             return;
         }
+        self.between = between;
         self.calls.repeat_no_more();
-        self.guarded = now;
         let period = self.monitor.config.poll_interval;
-        let Some(sentry) = now.and_then(|_| self.sentry()) else {
-            self.next_poll.set(self.last_poll + period);
+        self.next_poll.set(self.last_poll + period);
+        if between == Between::Unguarded {
             return;
-        };
-        let latest = self.last_poll + sentry.longest;
-        self.next_poll.set(latest.min(sentry.until));
+        }
         let number = self.number;
-        debug!("all is well: polls are put off for as long as nothing is other than now");
-        self.calls.repeat(Key::Round, period, move || {
-            sentry.round().map(|what| (number, Answer::News(what)))
-        });
+        if let Some(sentry) = self.sentry() {
+            debug!("all is well: polls are put off for as long as nothing is other than now");
+            self.calls.repeat(Key::Round, period, move || {
+                sentry.round().map(|what| (number, Answer::News(what)))
+            });
+        }
     }
 
     /// Takes in that a round found something.
@@ -138,24 +184,24 @@ impl Session<'_> {
         let another = |key: &Key| *key != Key::Round;
         let all_identified = |scan: &Scanned| scan.all_identified;
         told && !due
-            && self.polled_again
             && self.scan.is_none()
             && self.last_scan.as_ref().is_some_and(all_identified)
             && self.no_volume.is_none()
-            && !self.round_late
             && !self.calls.any_out(another)
             && self.monitor.is_well()
     }
 
-    /// None where a poll is due before it would look, or it could not put it off.
-    fn sentry(&self) -> Option<Sentry> {
-        let Monitor { config, node, .. } = &*self.monitor;
+    /// The next poll is then when it has to have put it off. None where a poll is due
+    /// before it would look, or it could not put it off.
+    fn sentry(&mut self) -> Option<Sentry> {
         let scan = self.last_scan.as_ref()?;
         let until = self.monitor.tidy.due().min(scan.at + RESCAN);
+        let Monitor { config, node, .. } = &*self.monitor;
         let period = config.poll_interval;
         if until <= self.last_poll + period {
             return None;
         }
+        let longest = period + period.min(LATE);
         let (keeper, device_nodes) = self.monitor.nodes.kept();
         Some(Sentry {
             library: self.library.clone(),
@@ -170,9 +216,9 @@ impl Session<'_> {
             supplier: self.monitor.supplier.clone(),
             supply: node.driver().ok()?.clone(),
             cdi_spec: self.monitor.spec_file.there(),
-            poll: self.next_poll.putter()?,
-            longest: period + period.min(LATE),
+            longest,
             until,
+            poll: self.next_poll.lend(until.min(self.last_poll + longest))?,
         })
     }
 }

@@ -24,7 +24,7 @@ const FLAGS: [&str; 2] = ["--log-level", "debug"];
 type Change = (&'static str, fn(&SimulatedNode));
 
 /// A sick GPU is the first, and is well afterwards; the third was not there before.
-const CHANGES: [Change; 7] = [
+const CHANGES: [Change; 8] = [
     ("GPU", |node| node.lose(0)),
     ("GPU", |node| {
         node.edit_gpu(0, |gpu| gpu.recovery_action = Some(2));
@@ -40,6 +40,9 @@ const CHANGES: [Change; 7] = [
     ("driver files", |node| {
         fs::rename(node.volume(), node.volumes().join("away")).unwrap();
     }),
+    ("kernel module", |node| {
+        node.load_kernel_module("999.1.2");
+    }),
 ];
 
 /// Where answers name one.
@@ -54,6 +57,7 @@ fn mend(node: &SimulatedNode) {
     node.plug_in(0);
     fs::write(node.dev().join("nvidia0"), "").unwrap();
     _ = fs::remove_file(node.proc().join("devices"));
+    node.load_kernel_module(&node.state().driver_version);
 }
 
 /// Waits until nobody polls, from a line of the log on.

@@ -31,8 +31,55 @@ impl Untold {
     }
 }
 
+/// What was to be written is, however the monitor ends.
+impl Drop for Untold {
+    fn drop(&mut self) {
+        for line in self.0.drain(..) {
+            line();
+        }
+    }
+}
+
 impl fmt::Debug for Untold {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} lines", self.0.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use tokio::sync::watch;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_task_that_was_woken_goes_before_the_log() {
+        let order = Arc::new(Mutex::new(Vec::new()));
+        let (list, mut lists) = watch::channel(());
+        let told = order.clone();
+        tokio::spawn(async move {
+            lists.changed().await.unwrap();
+            told.lock().unwrap().push("list");
+        });
+        yield_now().await;
+
+        let mut untold = Untold::default();
+        list.send(()).unwrap();
+        let written = order.clone();
+        untold.push(move || written.lock().unwrap().push("line"));
+        untold.tell().await;
+        assert_eq!(*order.lock().unwrap(), ["list", "line"]);
+    }
+
+    #[test]
+    fn what_was_to_be_written_at_the_end_is_written_once() {
+        let lines = Arc::new(Mutex::new(0));
+        let mut untold = Untold::default();
+        let written = lines.clone();
+        untold.push(move || *written.lock().unwrap() += 1);
+        drop(untold);
+        assert_eq!(*lines.lock().unwrap(), 1);
     }
 }

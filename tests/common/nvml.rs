@@ -250,13 +250,18 @@ impl SimulatedNode {
             library.install(&libraries, version);
         }
         self.write_program("nvidia-smi");
+        self.load_kernel_module(version);
+        self.edit(|state| state.driver_version = version.to_owned());
+    }
+
+    /// Replaces the kernel module alone.
+    pub fn load_kernel_module(&self, version: &str) {
         let module = format!(
             "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  {version}  Release Build\n"
         );
         write(&self.proc().join("driver/nvidia/version"), &module);
         let version_file = self.sys().join("module/nvidia/version");
         write(&version_file, &format!("{version}\n"));
-        self.edit(|state| state.driver_version = version.to_owned());
     }
 
     /// Modules with character devices of these names and major numbers are loaded,

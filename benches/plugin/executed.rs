@@ -38,12 +38,13 @@ const TAIL: &str = "    *(.text.main)\n    *crt*.o(.text)\n  }\n}\nINSERT AFTER 
 
 /// What the plugin is made to do. Lists are with a configuration file, the others
 /// without.
-const GROUPS: [Group; 6] = [
+const GROUPS: [Group; 7] = [
     Group::Start,
     Group::Calls,
     Group::Preferred,
     Group::Restart,
     Group::Xid,
+    Group::Rest,
     Group::Lists,
 ];
 

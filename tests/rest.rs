@@ -105,6 +105,25 @@ async fn a_spec_that_goes_is_seen_at_rest() {
     );
 }
 
+#[tokio::test]
+async fn a_round_that_hangs_is_not_waited_for() {
+    let running = Running::on(SimulatedNode::new(2), options(), &FLAGS).await;
+    let from = rests(&running, 0).await;
+    running.node.hang(0, &["nvmlDeviceGetTemperature"]);
+    let told = "a round has not come to its end";
+    let told = running.plugin.wait_for_line_after(from, told, LONG).await;
+    told.unwrap();
+    running.node.lose(1);
+    running.health(1, "Unhealthy").await;
+    running.health(0, "Unhealthy").await;
+    let from = running.plugin.lines().len();
+    running.node.restore(0);
+    running.node.restore(1);
+    running.counts(2, 2).await;
+    rests(&running, from).await;
+    running.kubelet.assert_no_violations();
+}
+
 /// How often the threads of this name have gone to sleep.
 fn sleeps(pid: u32, name: &str) -> u64 {
     let threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap();

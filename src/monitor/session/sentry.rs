@@ -138,6 +138,9 @@ impl Session<'_> {
     /// The next poll comes after the whole interval, unless there is a reason.
     pub(super) fn put_off_polls(&mut self) {
         let round_out = self.calls.any_out(|key| *key == Key::Round);
+        if round_out {
+            debug!("a round has not come to its end; polling until all GPUs are enumerated");
+        }
         self.calls.repeat_no_more();
         self.between = self.between.polled(self.last_scan.is_some(), round_out);
         self.last_poll = Instant::now();

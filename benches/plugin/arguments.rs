@@ -120,6 +120,12 @@ const QUICK: Effort = Effort {
     lists: 1,
 };
 
+/// Each thing that the plugin does, and all that it does at rest.
+const RENEWAL: Effort = Effort {
+    rest: FULL.rest,
+    ..QUICK
+};
+
 /// What the arguments ask for.
 pub(crate) enum Parsed {
     Settings(Settings),
@@ -146,8 +152,13 @@ pub(crate) fn parse() -> Parsed {
 
 fn settings(arguments: Arguments) -> Settings {
     // Without --bench it is `cargo test --benches`: does it work at all?
-    let few = arguments.quick || arguments.renew_executed || !arguments.bench;
-    let (effort, rounds) = if few { (QUICK, 1) } else { (FULL, FULL_ROUNDS) };
+    let (effort, rounds) = if arguments.renew_executed {
+        (RENEWAL, 1)
+    } else if arguments.quick || !arguments.bench {
+        (QUICK, 1)
+    } else {
+        (FULL, FULL_ROUNDS)
+    };
     let groups = if arguments.only.is_empty() {
         Group::value_variants().iter().copied().collect()
     } else {

@@ -13,6 +13,8 @@ mod common;
 use std::fs;
 use std::time::{Duration, Instant};
 
+use gpu_device_plugin::api::v1beta1::Empty;
+
 use common::kubelet::{AllocateError, Event, KubeletPeer, Record, RegisterFault, Times};
 use common::nvml::SimulatedNode;
 use common::running::{LONG, RESOURCE, Running, measured, options};
@@ -380,6 +382,31 @@ async fn scenario_09_a_stream_that_the_kubelet_cancels_is_followed_by_a_registra
     measured("registered after a cancelled stream", &[time], REGISTERED);
     running.pass_time().await;
     assert_eq!(running.register_calls(mark), 1);
+    running.kubelet.assert_no_violations();
+}
+
+#[tokio::test]
+async fn scenario_09_the_stream_of_another_client_is_not_taken_for_the_kubelets() {
+    let running = Running::start(2).await;
+    // Time for the other to be the first.
+    let slow = RegisterFault::Slow(Duration::from_secs(2));
+    running.kubelet.fault(slow, Times::N(1));
+    let mark = running.kubelet.mark();
+    running.kubelet.restart().await.unwrap();
+    let called = |event: &Event| matches!(event, Event::RegisterCalled { .. });
+    let wait = running.kubelet.wait_event("Register", mark, LONG, called);
+    wait.await.unwrap();
+    let mut guest = running.guest().await;
+    let _list = guest.list_and_watch(Empty {}).await.unwrap();
+    running.counts(2, 2).await;
+
+    let mark = running.kubelet.mark();
+    running.kubelet.cancel_streams(RESOURCE);
+    let wait = running
+        .kubelet
+        .wait_event("Registered", mark, LONG, is_registered);
+    wait.await.unwrap();
+    running.counts(2, 2).await;
     running.kubelet.assert_no_violations();
 }
 

@@ -52,12 +52,49 @@ const CONTENDED: u32 = 5;
 /// The streams that were opened on our socket.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Streams {
+    /// All.
+    pub all: Series,
+    /// Those whose client looks like a kubelet, with numbers of their own.
+    pub kubelets: Series,
+    /// How many open connections have carried one.
+    pub carriers: usize,
+}
+
+/// Streams by number.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Series {
     /// How many were ever opened: the next one's number.
     pub opened: u64,
     /// The numbers of those that are open.
     pub open: Vec<u64>,
-    /// How many open connections have carried one.
-    pub carriers: usize,
+}
+
+/// The number that the next stream would have, in each series.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Next {
+    any: u64,
+    kubelets: u64,
+}
+
+impl Streams {
+    fn next(&self) -> Next {
+        Next {
+            any: self.all.opened,
+            kubelets: self.kubelets.opened,
+        }
+    }
+
+    /// Whether the stream of a registration that began at `next` was opened, and is
+    /// open: the first whose client looks like a kubelet. As long as there was none,
+    /// the first of all: whoever opened it, none looks more like it.
+    fn registrations(&self, next: Next) -> (bool, bool) {
+        let (series, first) = if self.kubelets.opened > next.kubelets {
+            (&self.kubelets, next.kubelets)
+        } else {
+            (&self.all, next.any)
+        };
+        (series.opened > first, series.open.contains(&first))
+    }
 }
 
 /// What a registration came to.
@@ -183,12 +220,12 @@ enum Link {
     Registering {
         with: SocketId,
         since: Time,
-        first_stream: u64,
+        next: Next,
     },
     Up {
         with: SocketId,
         since: Time,
-        first_stream: u64,
+        next: Next,
         seen: bool,
     },
 }
@@ -279,10 +316,7 @@ impl Machine {
     }
 
     fn registration(&mut self, seen: &Observation, registration: Registration) {
-        let Link::Registering {
-            with, first_stream, ..
-        } = self.link
-        else {
+        let Link::Registering { with, next, .. } = self.link else {
             return;
         };
         match registration {
@@ -290,7 +324,7 @@ impl Machine {
                 self.link = Link::Up {
                     with,
                     since: seen.now,
-                    first_stream,
+                    next,
                     seen: false,
                 };
             }
@@ -343,15 +377,15 @@ impl Machine {
             Link::Up {
                 with,
                 since,
-                first_stream,
+                next,
                 seen: was_seen,
             } => {
-                let open = seen.streams.open.contains(&first_stream);
-                let was_seen = was_seen || seen.streams.opened > first_stream;
+                let (opened, open) = seen.streams.registrations(next);
+                let was_seen = was_seen || opened;
                 self.link = Link::Up {
                     with,
                     since,
-                    first_stream,
+                    next,
                     seen: was_seen,
                 };
                 if endpoint_lost || seen.kubelet.is_some_and(|kubelet| kubelet != with) {
@@ -416,18 +450,18 @@ impl Machine {
         if self.ended > 0 && seen.newer_rival {
             return wait(Some(seen.now + YIELD), Phase::Yielding);
         }
-        let first_stream = seen.streams.opened;
         self.link = Link::Registering {
             with: kubelet,
             since: seen.now,
-            first_stream,
+            next: seen.streams.next(),
         };
         act(Action::Register, Phase::Registering)
     }
 
     /// No stream of an earlier registration may outlive it into the next.
     fn end_streams(&mut self, seen: &Observation) -> Option<Step> {
-        let Streams { open, carriers, .. } = &seen.streams;
+        let Streams { all, carriers, .. } = &seen.streams;
+        let open = &all.open;
         if open.is_empty() && *carriers == 0 {
             self.link = Link::Down;
             return None;

@@ -29,6 +29,11 @@ pub const OPTIONS: DevicePluginOptions = DevicePluginOptions {
     get_preferred_allocation_available: true,
 };
 
+/// How the user agent of a kubelet's client begins: its `dial`
+/// (pkg/kubelet/cm/devicemanager/plugin/v1beta1/client.go) names none, so it is
+/// grpc-go's own.
+const KUBELETS_AGENT: &str = "grpc-go/";
+
 /// The kubelet's side of one resource.
 #[derive(Clone, Debug)]
 pub struct Service {
@@ -65,10 +70,16 @@ impl DevicePlugin for Service {
             // 0: of another PID namespace, and no help.
             peer.and_then(|peer| peer.pid()).filter(|pid| *pid > 0),
         );
-        info!(resource = self.resource, uid, pid, "list stream opened");
+        let agent = request.metadata().get("user-agent");
+        let agent = agent.and_then(|agent| agent.to_str().ok()).unwrap_or("");
+        info!(
+            resource = self.resource,
+            uid, pid, agent, "list stream opened"
+        );
+        let connection = connection.map(|connection| connection.number);
         let ticket = self
             .streams
-            .open(connection.map(|connection| connection.number));
+            .open(connection, agent.starts_with(KUBELETS_AGENT));
         let (lists, receiver) = mpsc::channel(1);
         tokio::spawn(send_lists(
             self.devices.clone(),

@@ -9,14 +9,37 @@ use super::machine;
 
 #[derive(Debug, Default)]
 struct State {
-    opened: u64,
-    open: BTreeSet<u64>,
+    all: Series,
+    /// Those of them whose client looks like a kubelet.
+    kubelets: Series,
     /// Streams with a number below this are to end.
     end_below: u64,
     /// How many connections were ever accepted.
     accepted: u64,
     /// The open connections, and whether each has carried a stream.
     connections: BTreeMap<u64, bool>,
+}
+
+#[derive(Debug, Default)]
+struct Series {
+    opened: u64,
+    open: BTreeSet<u64>,
+}
+
+impl Series {
+    fn open(&mut self) -> u64 {
+        let number = self.opened;
+        self.opened += 1;
+        self.open.insert(number);
+        number
+    }
+
+    fn now(&self) -> machine::Series {
+        machine::Series {
+            opened: self.opened,
+            open: self.open.iter().copied().collect(),
+        }
+    }
 }
 
 /// Counts streams, and ends them. Cheap to clone; all clones are one.
@@ -45,36 +68,37 @@ impl Streams {
         Accepted { number, streams }
     }
 
-    /// Opens a stream, on the connection with this number where that is known:
-    /// open until the ticket is dropped.
-    pub fn open(&self, connection: Option<u64>) -> Ticket {
-        let mut number = 0;
+    /// Opens a stream, on the connection with this number where that is known, by a
+    /// client that looks like a kubelet or not: open until the ticket is dropped.
+    pub fn open(&self, connection: Option<u64>, like_kubelet: bool) -> Ticket {
+        let (mut number, mut of_kubelets) = (0, None);
         self.0.send_modify(|state| {
             let carrier = connection.and_then(|number| state.connections.get_mut(&number));
             if let Some(carries) = carrier {
                 *carries = true;
             }
-            number = state.opened;
-            state.opened += 1;
-            state.open.insert(number);
+            number = state.all.open();
+            of_kubelets = like_kubelet.then(|| state.kubelets.open());
         });
         Ticket {
             number,
+            of_kubelets,
             streams: self.clone(),
         }
     }
 
     /// Tells every stream that is open to end.
     pub fn end_all(&self) {
-        self.0.send_modify(|state| state.end_below = state.opened);
+        self.0
+            .send_modify(|state| state.end_below = state.all.opened);
     }
 
     /// The streams as they are now.
     pub fn now(&self) -> machine::Streams {
         let state = self.0.borrow();
         machine::Streams {
-            opened: state.opened,
-            open: state.open.iter().copied().collect(),
+            all: state.all.now(),
+            kubelets: state.kubelets.now(),
             carriers: state
                 .connections
                 .values()
@@ -130,6 +154,8 @@ impl Drop for Accepted {
 #[derive(Debug)]
 pub struct Ticket {
     number: u64,
+    /// Its number among those that look like a kubelet's.
+    of_kubelets: Option<u64>,
     streams: Streams,
 }
 
@@ -148,7 +174,10 @@ impl Ticket {
 impl Drop for Ticket {
     fn drop(&mut self) {
         self.streams.0.send_modify(|state| {
-            state.open.remove(&self.number);
+            state.all.open.remove(&self.number);
+            if let Some(number) = self.of_kubelets {
+                state.kubelets.open.remove(&number);
+            }
         });
     }
 }
@@ -170,22 +199,23 @@ mod tests {
     async fn a_stream_is_told_to_end_and_a_later_one_is_not() {
         let streams = Streams::default();
         let connection = streams.accept();
-        let first = streams.open(Some(connection.number()));
+        let first = streams.open(Some(connection.number()), true);
         assert!(is_pending(first.told_to_end()));
         streams.end_all();
-        let second = streams.open(None);
+        let second = streams.open(None, false);
         first.told_to_end().await;
         assert!(is_pending(second.told_to_end()));
-        let now = |open, carriers| machine::Streams {
-            opened: 2,
-            open,
+        let series = |opened, open| machine::Series { opened, open };
+        let now = |all, kubelets, carriers| machine::Streams {
+            all: series(2, all),
+            kubelets: series(1, kubelets),
             carriers,
         };
-        assert_eq!(streams.now(), now(vec![0, 1], 1));
+        assert_eq!(streams.now(), now(vec![0, 1], vec![0], 1));
         drop(first);
-        assert_eq!(streams.now(), now(vec![1], 1));
+        assert_eq!(streams.now(), now(vec![1], vec![], 1));
         drop(connection);
-        assert_eq!(streams.now(), now(vec![1], 0));
+        assert_eq!(streams.now(), now(vec![1], vec![], 0));
     }
 
     #[tokio::test]
@@ -195,7 +225,7 @@ mod tests {
         drop(streams.accept());
         assert!(is_pending(changes.changed()));
         let connection = streams.accept();
-        drop(streams.open(Some(connection.number())));
+        drop(streams.open(Some(connection.number()), true));
         changes.changed().await;
         drop(connection);
         changes.changed().await;

@@ -270,7 +270,7 @@ impl KubeletPeer {
         let endpoint = life.manager().endpoints.get(resource).cloned();
         let socket = endpoint.ok_or(io::ErrorKind::NotFound)?.socket;
         let closed = life.token.child_token();
-        link::dial_once(&socket, &closed, &life.connections).await
+        link::dial_once(&socket, &closed, &life.connections, None).await
     }
 
     /// One more ListAndWatch stream, which the kubelet does not read.

@@ -16,8 +16,11 @@ use gpu_device_plugin::api::v1beta1::device_plugin_client::DevicePluginClient;
 use gpu_device_plugin::api::v1beta1::{
     AllocateRequest, AllocateResponse, ContainerAllocateRequest, Device,
 };
+use http::Uri;
+use hyper_util::rt::TokioIo;
+use tokio::net::UnixStream;
 use tonic::Status;
-use tonic::transport::Channel;
+use tonic::transport::{Channel, Endpoint};
 
 use super::kubelet::{Event, KubeletPeer, Options, Record};
 use super::nvml::SimulatedNode;
@@ -173,6 +176,19 @@ impl Running {
         while let Err(error) = std::fs::remove_dir_all(self.kubelet.folder()) {
             assert_eq!(error.kind(), ErrorKind::DirectoryNotEmpty, "{error}");
         }
+    }
+
+    /// A client that is no kubelet, of the socket that is there now, whether or not a
+    /// kubelet knows of it.
+    pub async fn guest(&self) -> DevicePluginClient<Channel> {
+        let socket = self.sockets().pop().expect("a socket of the plugin");
+        let connect = tower::service_fn(move |_: Uri| {
+            let socket = socket.clone();
+            async move { UnixStream::connect(socket).await.map(TokioIo::new) }
+        });
+        let endpoint = Endpoint::from_static("http://localhost");
+        let channel = endpoint.connect_with_connector(connect).await;
+        DevicePluginClient::new(channel.unwrap())
     }
 
     /// A connection of one's own to the plugin.

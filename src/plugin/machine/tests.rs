@@ -78,6 +78,13 @@ const EVENTS: [Event; 17] = [
     Event::TimePasses,
 ];
 
+impl Series {
+    fn opens(&mut self) {
+        self.open.push(self.opened);
+        self.opened += 1;
+    }
+}
+
 impl World {
     fn socket(&mut self) -> Option<SocketId> {
         self.sockets += 1;
@@ -86,7 +93,8 @@ impl World {
 
     /// Every connection of the kubelet breaks.
     fn connections_break(&mut self) {
-        self.streams.open.clear();
+        self.streams.all.open.clear();
+        self.streams.kubelets.open.clear();
         self.streams.carriers = 0;
         self.owes_stream = false;
         if self.in_flight.take().is_some() {
@@ -129,19 +137,21 @@ impl World {
             }
             Event::StreamOpens if self.owes_stream => {
                 self.owes_stream = false;
-                self.streams.open.push(self.streams.opened);
-                self.streams.opened += 1;
+                self.streams.kubelets.opens();
+                self.streams.all.opens();
                 self.streams.carriers += 1;
             }
-            Event::StreamEnds if !self.streams.open.is_empty() => {
-                self.streams.open.remove(0);
+            Event::StreamEnds if !self.streams.all.open.is_empty() => {
+                self.streams.all.open.remove(0);
+                self.streams.kubelets.open.remove(0);
             }
             Event::ToldStreamsEnd if self.ending => {
                 self.ending = false;
-                self.streams.open.clear();
+                self.streams.all.open.clear();
+                self.streams.kubelets.open.clear();
             }
-            Event::CarrierCloses if self.streams.carriers > self.streams.open.len() => {
-                self.streams.carriers = self.streams.open.len();
+            Event::CarrierCloses if self.streams.carriers > self.streams.all.open.len() => {
+                self.streams.carriers = self.streams.all.open.len();
             }
             Event::RivalComes if !self.newer_rival => self.newer_rival = true,
             Event::RivalGoes if self.newer_rival => self.newer_rival = false,
@@ -154,14 +164,14 @@ impl World {
     fn perform(&mut self, machine: &Machine, action: Action) {
         match action {
             Action::Bind => {
-                self.ending = !self.streams.open.is_empty();
+                self.ending = !self.streams.all.open.is_empty();
                 self.endpoint = if self.folder { self.socket() } else { None };
                 self.outcome = Some(Outcome::Bound(self.endpoint));
             }
             Action::EndStreams => self.ending = true,
             Action::Register => {
                 assert!(
-                    self.streams.open.is_empty(),
+                    self.streams.all.open.is_empty(),
                     "an old stream is open at Register"
                 );
                 assert!(
@@ -233,28 +243,24 @@ fn key(machine: &Machine, world: &World) -> Vec<u64> {
         Some(Outcome::Bound(bound)) => 10 + name(bound),
         Some(Outcome::Registration(registration)) => 1 + registration as u64,
     };
-    let stream = |number: u64| world.streams.opened + 1 - number;
+    let stream = |number: u64| world.streams.all.opened + 1 - number;
     let link = match &machine.link {
         Link::Down => vec![0],
         Link::Ending { since } => vec![1, ago(*since)],
-        Link::Registering {
-            with,
-            since,
-            first_stream,
-        } => {
-            vec![2, name(Some(*with)), ago(*since), stream(*first_stream)]
+        Link::Registering { with, since, next } => {
+            vec![2, name(Some(*with)), ago(*since), stream(next.any)]
         }
         Link::Up {
             with,
             since,
-            first_stream,
+            next,
             seen,
         } => {
             vec![
                 3,
                 name(Some(*with)),
                 ago(*since),
-                stream(*first_stream),
+                stream(next.any),
                 u64::from(*seen),
             ]
         }
@@ -279,7 +285,7 @@ fn key(machine: &Machine, world: &World) -> Vec<u64> {
         world.streams.carriers as u64,
     ];
     key.extend(link);
-    key.extend(world.streams.open.iter().map(|number| stream(*number)));
+    key.extend(world.streams.all.open.iter().map(|number| stream(*number)));
     key
 }
 
@@ -452,6 +458,30 @@ fn a_newer_rival_has_the_name_until_it_is_gone() {
     }
     world.newer_rival = false;
     assert_eq!(settle(&mut machine, &mut world).phase, Phase::Registering);
+}
+
+#[test]
+fn the_stream_of_another_client_is_not_taken_for_the_kubelets() {
+    let (mut machine, mut world) = fresh();
+    world.happen(Event::FolderMade, None);
+    world.happen(Event::KubeletStarts, None);
+    assert_eq!(settle(&mut machine, &mut world).phase, Phase::Registering);
+    world.streams.all.opens();
+    assert!(world.happen(Event::RegisterAccepted, None));
+    let phase = settle(&mut machine, &mut world).phase;
+    assert_eq!(phase, Phase::Registered, "there is no better");
+    assert!(world.happen(Event::StreamOpens, None));
+    assert_eq!(settle(&mut machine, &mut world).phase, Phase::Registered);
+
+    let (mut without, mut machine_without) = (world.clone(), machine.clone());
+    without.streams.all.open.remove(0);
+    let phase = settle(&mut machine_without, &mut without).phase;
+    assert_eq!(phase, Phase::Registered, "the other has gone");
+
+    world.streams.all.open.remove(1);
+    world.streams.kubelets.open.remove(0);
+    let phase = settle(&mut machine, &mut world).phase;
+    assert_eq!(phase, Phase::EndingStreams, "the kubelet has ended its own");
 }
 
 #[test]

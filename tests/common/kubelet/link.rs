@@ -21,6 +21,8 @@ use super::authority::Rename;
 
 /// grpc-go's default for received messages; the kubelet does not override it.
 const MESSAGE_LIMIT: usize = 4 * 1024 * 1024;
+/// The kubelet's client has grpc-go's own user agent, which is this and its version.
+const AGENT: &str = "grpc-go/1.81.1";
 /// grpc-go's backoff between attempts to connect (backoff.DefaultConfig).
 const BACKOFF: Duration = Duration::from_secs(1);
 const BACKOFF_FACTOR: f64 = 1.6;
@@ -191,7 +193,7 @@ impl Connected for Wire {
 pub(super) async fn dial(path: &Path, closed: &CancellationToken, open: &OpenCount) -> Channel {
     let mut backoff = BACKOFF;
     loop {
-        if let Ok(channel) = dial_once(path, closed, open).await {
+        if let Ok(channel) = dial_once(path, closed, open, Some(AGENT)).await {
             return channel;
         }
         tokio::time::sleep(backoff).await;
@@ -199,11 +201,12 @@ pub(super) async fn dial(path: &Path, closed: &CancellationToken, open: &OpenCou
     }
 }
 
-/// One attempt of [`dial`].
+/// One attempt of [`dial`], by the kubelet or, without a name, by another client.
 pub(super) async fn dial_once(
     path: &Path,
     closed: &CancellationToken,
     open: &OpenCount,
+    agent: Option<&'static str>,
 ) -> io::Result<Channel> {
     let handshake = Arc::new(watch::Sender::new(Handshake::Pending));
     let mut outcome = handshake.subscribe();
@@ -217,7 +220,11 @@ pub(super) async fn dial_once(
                 .map(TokioIo::new)
         }
     });
-    let channel = Endpoint::from_static("http://localhost")
+    let mut endpoint = Endpoint::from_static("http://localhost");
+    if let Some(agent) = agent {
+        endpoint = endpoint.user_agent(agent).map_err(io::Error::other)?;
+    }
+    let channel = endpoint
         .connect_with_connector(connector)
         .await
         .map_err(io::Error::other)?;

@@ -86,6 +86,10 @@ async fn all_gpus_are_allocatable() {
     node.start_kubelet().await;
     let devices = node.machine.kubelet.wait_allocatable(8).await;
     node.say("8 GPUs are allocatable");
+    // What its stream is told by from those of other clients.
+    let stream = node.plugin().wait_for_line("list stream opened", wait::LONG);
+    let stream = stream.await.unwrap_or_else(|timeout| panic!("{timeout}"));
+    assert!(stream.text.contains("agent=\"grpc-go/"), "{stream:?}");
     let uuids: BTreeSet<_> = (0..8).map(|gpu| node.gpus.uuid(gpu)).collect();
     assert_eq!(devices, uuids);
     let registrations =

@@ -87,7 +87,9 @@ async fn all_gpus_are_allocatable() {
     let devices = node.machine.kubelet.wait_allocatable(8).await;
     node.say("8 GPUs are allocatable");
     // What its stream is told by from those of other clients.
-    let stream = node.plugin().wait_for_line("list stream opened", wait::LONG);
+    let stream = node
+        .plugin()
+        .wait_for_line("list stream opened", wait::LONG);
     let stream = stream.await.unwrap_or_else(|timeout| panic!("{timeout}"));
     assert!(stream.text.contains("agent=\"grpc-go/"), "{stream:?}");
     let uuids: BTreeSet<_> = (0..8).map(|gpu| node.gpus.uuid(gpu)).collect();

@@ -10,6 +10,7 @@
 mod common;
 
 use std::fs;
+use std::time::Duration;
 
 use common::nvml::SimulatedNode;
 use common::running::{LONG, Running, options};
@@ -105,13 +106,16 @@ async fn a_spec_that_goes_is_seen_at_rest() {
     );
 }
 
+/// Sooner than the poll that there is in any case, 30 s after the enumeration.
+const SOONER: Duration = Duration::from_secs(20);
+
 #[tokio::test]
 async fn a_round_that_hangs_is_not_waited_for() {
     let running = Running::on(SimulatedNode::new(2), options(), &FLAGS).await;
     let from = rests(&running, 0).await;
     running.node.hang(0, &["nvmlDeviceGetTemperature"]);
     let told = "a round has not come to its end";
-    let told = running.plugin.wait_for_line_after(from, told, LONG).await;
+    let told = running.plugin.wait_for_line_after(from, told, SOONER).await;
     told.unwrap();
     running.node.lose(1);
     running.health(1, "Unhealthy").await;

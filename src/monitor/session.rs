@@ -110,6 +110,7 @@ pub(super) struct Session<'a> {
     links_due: bool,
     last_poll: Instant,
     next_poll: Alarm,
+    /// Who looks until then.
     between: Between,
 }
 

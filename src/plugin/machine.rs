@@ -87,7 +87,7 @@ impl Streams {
     /// Whether the stream of a registration that began at `next` was opened, and is
     /// open: the first whose client looks like a kubelet. As long as there was none,
     /// the first of all: whoever opened it, none looks more like it.
-    fn registrations(&self, next: Next) -> (bool, bool) {
+    fn of_registration(&self, next: Next) -> (bool, bool) {
         let (series, first) = if self.kubelets.opened > next.kubelets {
             (&self.kubelets, next.kubelets)
         } else {
@@ -380,7 +380,7 @@ impl Machine {
                 next,
                 seen: was_seen,
             } => {
-                let (opened, open) = seen.streams.registrations(next);
+                let (opened, open) = seen.streams.of_registration(next);
                 let was_seen = was_seen || opened;
                 self.link = Link::Up {
                     with,

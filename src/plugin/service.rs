@@ -71,15 +71,14 @@ impl DevicePlugin for Service {
             peer.and_then(|peer| peer.pid()).filter(|pid| *pid > 0),
         );
         let agent = request.metadata().get("user-agent");
-        let agent = agent.and_then(|agent| agent.to_str().ok()).unwrap_or("");
+        let agent = agent.and_then(|agent| agent.to_str().ok());
         info!(
             resource = self.resource,
             uid, pid, agent, "list stream opened"
         );
         let connection = connection.map(|connection| connection.number);
-        let ticket = self
-            .streams
-            .open(connection, agent.starts_with(KUBELETS_AGENT));
+        let like_kubelet = agent.is_some_and(|agent| agent.starts_with(KUBELETS_AGENT));
+        let ticket = self.streams.open(connection, like_kubelet);
         let (lists, receiver) = mpsc::channel(1);
         tokio::spawn(send_lists(
             self.devices.clone(),

@@ -110,7 +110,8 @@ pub(super) enum Between {
     Unguarded,
     /// Nobody until the next enumeration: a round did not come to an end in time.
     RoundLate,
-    /// The sentry, as it was told at these [`Monitor::revisions`].
+    /// The sentry, as it was told at these [`Monitor::revisions`], unless a poll comes
+    /// before it would look.
     Guarded((u64, u64)),
 }
 

@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 
 use common::kubelet::KubeletPeer;
 use common::nvml::{DRIVER_LIBRARIES, Return, SimulatedNode, State, simulated_nvml_library};
+use common::open_files::open_files;
 use common::running::{LONG, RESOURCE, Running, measured, options};
-use common::system::open_files;
 use tonic::Code;
 
 /// A few of the tests' polls.
@@ -157,7 +157,7 @@ async fn a_driver_that_is_unloaded_withdraws_its_devices_and_they_come_back_with
         running.ready().await;
         // Once, and not once for each time that it came.
         let files = open_files(running.plugin.pid().unwrap()).into_iter();
-        let held = files.filter(|file| Path::new(file).starts_with(running.node.volumes()));
+        let held = files.filter(|file| Path::new(&file.path).starts_with(running.node.volumes()));
         assert_eq!(held.count(), 1, "locks on its volume");
     }
     assert_eq!(running.register_calls(0), 1, "the kubelet is not bothered");

@@ -21,6 +21,7 @@ use common::elf::{Machine, SharedObject};
 use common::nvml::{
     DRIVER_LIBRARIES, Link, Peer, Return, SimulatedNode, TopologyLevel, simulated_nvml_library,
 };
+use common::open_files::{OpenFile, open_files};
 use nvml_wrapper::bitmasks::event::EventTypes;
 use nvml_wrapper::enum_wrappers::device::TopologyLevel as NvmlLevel;
 use nvml_wrapper::enums::event::XidError;
@@ -257,6 +258,27 @@ fn no_state_file_is_no_driver() {
     let node = SimulatedNode::new(1);
     std::fs::remove_file(node.state_file()).expect("remove");
     assert!(matches!(load(&node), Err(NvmlError::DriverNotLoaded)));
+}
+
+#[test]
+fn a_library_that_nobody_uses_holds_nothing() {
+    let node = SimulatedNode::new(1);
+    let state = node.state_file();
+    let folder = state.parent().expect("a folder");
+    let held = || {
+        let watches = |file: &OpenFile| file.watches_alone(folder);
+        let opened = open_files(std::process::id());
+        opened.into_iter().filter(watches).count()
+    };
+    let nvml = load(&node).expect("init");
+    assert_eq!(uuids(&nvml).len(), 1);
+    assert_eq!(held(), 1, "in use");
+    drop(nvml);
+    assert_eq!(held(), 0, "after the last nvmlShutdown");
+
+    node.edit(|state| state.init = Return::Unknown);
+    load(&node).expect_err("init");
+    assert_eq!(held(), 0, "after an nvmlInit that failed");
 }
 
 #[test]

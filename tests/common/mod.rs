@@ -21,6 +21,7 @@ pub mod device_nodes;
 pub mod elf;
 pub mod kubelet;
 pub mod nvml;
+pub mod open_files;
 pub mod plugin;
 pub mod pod_resources;
 pub mod probe;

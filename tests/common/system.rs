@@ -28,18 +28,6 @@ pub fn on_path(program: &str) -> Option<PathBuf> {
     places.find(|place| place.is_file())
 }
 
-/// What a process has open, sorted: paths, and kinds of what has none.
-pub fn open_files(pid: u32) -> Vec<String> {
-    let Ok(links) = fs::read_dir(format!("/proc/{pid}/fd")) else {
-        return Vec::new();
-    };
-    // One that was closed meanwhile leads nowhere.
-    let files = links.filter_map(|link| fs::read_link(link.ok()?.path()).ok());
-    let mut files: Vec<_> = files.map(|file| file.display().to_string()).collect();
-    files.sort_unstable();
-    files
-}
-
 /// The command's standard output; its failure is the test's.
 pub fn output(command: &mut Command) -> String {
     match try_output(command) {

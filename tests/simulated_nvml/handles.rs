@@ -8,7 +8,7 @@ const FIRST: usize = 0x10_0000;
 /// Handles look like aligned addresses.
 const STEP: usize = 0x10;
 
-/// Gives each key one handle, for as long as the library is loaded.
+/// Gives each key one handle, for as long as the library is in use.
 ///
 /// A handle is a number in a pointer's clothes: nothing is ever read through
 /// it, so that a wild one is an invalid argument and not a crash. Tables of
@@ -44,6 +44,11 @@ impl<T: Clone + PartialEq, const KIND: usize> Handles<T, KIND> {
             .then(|| handle.addr() / STEP)?;
         let position = number.checked_sub(KIND * FIRST)?;
         self.lock().get(position).cloned()
+    }
+
+    /// No handle stands for anything any more.
+    pub(crate) fn forget(&self) {
+        *self.lock() = Vec::new();
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<T>> {

@@ -137,9 +137,10 @@ impl Store {
         idle.map_or_else(|| FolderWatch::new(self.folder()), Ok)
     }
 
-    /// Closes what no wait uses.
-    pub(crate) fn close_idle_watches(&self) {
-        lock(&self.idle_watches).clear();
+    /// Closes what no wait uses, and will look anew.
+    pub(crate) fn forget(&self) {
+        *lock(&self.idle_watches) = Vec::new();
+        *lock(&self.read) = LastRead::default();
     }
 
     fn refresh(&self, read: &mut LastRead) {

@@ -9,7 +9,7 @@ use super::requests::Answered;
 use super::rig::{ANSWERED, AT_LAST, Outcome, REGISTERED, Soak, told};
 use super::usage::{Usage, median};
 use crate::common::kubelet::{Event, KubeletPeer};
-use crate::common::system::open_files;
+use crate::common::open_files::open_files;
 
 /// The driver's calls have threads of their own, which stay for half a minute after
 /// their last call, and are woken by turns: so many more than at the start are no
@@ -168,6 +168,7 @@ impl Soak {
             now.files <= before.files
                 && now.mounts <= seen
                 && now.watches <= before.watches + seen
+                && now.drivers_watches <= before.drivers_watches + THREADS
                 && now.threads <= before.threads + THREADS
         };
         let waited = self.eventually("what was opened to be closed", AT_LAST, async || {

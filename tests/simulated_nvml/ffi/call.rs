@@ -15,6 +15,7 @@ use nvml_wrapper_sys::bindings::{
 };
 
 use super::args::Answer;
+use super::events;
 use crate::handles::Handles;
 use crate::state::{Gpu, MigInstance, Return, State, names};
 use crate::store::Store;
@@ -43,6 +44,16 @@ pub(super) struct Library {
 pub(super) type GpuInstanceKey = (String, u32);
 
 impl Library {
+    /// What nobody uses may be unloaded, and a static is never dropped: what it held
+    /// would be the process' until its end.
+    pub(super) fn forget(&self) {
+        events::free_all();
+        self.store.forget();
+        self.devices.forget();
+        self.gpu_instances.forget();
+        self.compute_instances.forget();
+    }
+
     pub(super) fn device_handle(&self, uuid: &str) -> nvmlDevice_t {
         self.devices.handle(uuid.to_owned())
     }

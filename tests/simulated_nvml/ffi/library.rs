@@ -7,7 +7,6 @@ use nvml_wrapper_sys::bindings::nvmlReturn_t;
 
 use super::args::{Answer, Out, put, put_string};
 use super::call::{LIBRARY, answer, failure, library_call, once_released};
-use super::events;
 use crate::state::{Return, names};
 
 #[unsafe(no_mangle)]
@@ -26,6 +25,14 @@ extern "C" fn nvmlInitWithFlags(_flags: c_uint) -> nvmlReturn_t {
 }
 
 fn init(function: &str) -> Answer {
+    let outcome = try_init(function);
+    if outcome.is_err() && LIBRARY.users.load(Ordering::Acquire) == 0 {
+        LIBRARY.forget();
+    }
+    outcome
+}
+
+fn try_init(function: &str) -> Answer {
     let state = LIBRARY.store.current().ok_or(Return::DriverNotLoaded)?;
     let hangs = |named: &String| names(named, function);
     let state = once_released(&state, |state| state.hang.iter().any(hangs));
@@ -45,10 +52,7 @@ extern "C" fn nvmlShutdown() -> nvmlReturn_t {
             .users
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, one_less)
         {
-            Ok(1) => {
-                events::free_all();
-                LIBRARY.store.close_idle_watches();
-            }
+            Ok(1) => LIBRARY.forget(),
             Ok(_) => {}
             Err(_) => return Err(Return::Uninitialized),
         }

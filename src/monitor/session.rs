@@ -23,6 +23,7 @@ use crate::gpu::{ErrorKind, GpuLibrary, GpuUuid, LibraryError, Reading, Vitals};
 use crate::health::kept::since_boot;
 use crate::health::reducer::Signal;
 use crate::inventory::Looked;
+use crate::memory;
 use crate::ticker::Alarm;
 
 /// Without a reason to look sooner, all GPUs are enumerated again after this.
@@ -472,6 +473,7 @@ impl<'a> Session<'a> {
         let ask = self.monitor.place_xids();
         self.probe_as_told(ask);
         self.subscribe();
+        memory::give_back();
     }
 
     /// Publishes what is known now, once all is: a list made before would call

@@ -14,6 +14,8 @@ use crate::watch::FolderWatch;
 const STATE_VARIABLE: &str = "SIMULATED_NVML_STATE";
 /// The state file's name beside the library.
 const STATE_FILE: &str = "simulated_nvml.json";
+/// So many watches are kept for waits to come.
+const IDLE_WATCHES: usize = 8;
 
 /// The state file, parsed anew when it has changed.
 #[derive(Debug)]
@@ -127,7 +129,10 @@ impl Store {
                 break None;
             }
         };
-        lock(&self.idle_watches).push(watch);
+        let mut idle = lock(&self.idle_watches);
+        if idle.len() < IDLE_WATCHES {
+            idle.push(watch);
+        }
         Ok(answer)
     }
 

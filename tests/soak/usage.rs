@@ -11,8 +11,7 @@ pub(crate) struct Usage {
     pub(crate) files: usize,
     /// Of folders, but for the simulated driver's.
     pub(crate) watches: usize,
-    /// The simulated driver's: while it is in use it keeps one for each call that ever
-    /// hung at the same time as others.
+    /// The simulated driver's: while it is in use it keeps some for calls that will wait.
     pub(crate) drivers_watches: usize,
     pub(crate) mounts: usize,
     pub(crate) threads: usize,

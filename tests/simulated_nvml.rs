@@ -276,7 +276,16 @@ fn a_library_that_nobody_uses_holds_nothing() {
     drop(nvml);
     assert_eq!(held(), 0, "after the last nvmlShutdown");
 
-    node.edit(|state| state.init = Return::Unknown);
+    let nvml = load(&node).expect("init");
+    node.edit(|state| state.fail.insert("*".to_owned(), Return::Uninitialized));
+    nvml.device_count().expect_err("count");
+    drop(nvml);
+    assert_eq!(held(), 0, "after an nvmlShutdown that failed");
+
+    node.edit(|state| {
+        state.fail.clear();
+        state.init = Return::Unknown;
+    });
     load(&node).expect_err("init");
     assert_eq!(held(), 0, "after an nvmlInit that failed");
 }

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use nvml_wrapper_sys::bindings::nvmlReturn_t;
 
 use super::args::{Answer, Out, put, put_string};
-use super::call::{LIBRARY, answer, failure, library_call, once_released};
+use super::call::{LIBRARY, answer, failure, library_call, once_released, ready};
 use crate::state::{Return, names};
 
 #[unsafe(no_mangle)]
@@ -44,19 +44,20 @@ fn try_init(function: &str) -> Answer {
     Ok(())
 }
 
+/// Who is told of a failure does not come back for a second try, so nothing is kept
+/// for one.
 #[unsafe(no_mangle)]
 extern "C" fn nvmlShutdown() -> nvmlReturn_t {
-    library_call("nvmlShutdown", |_| {
+    answer(|| {
+        let failure = ready("nvmlShutdown").map(drop);
         let one_less = |users: usize| users.checked_sub(1);
-        match LIBRARY
+        let users = LIBRARY
             .users
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, one_less)
-        {
-            Ok(1) => LIBRARY.forget(),
-            Ok(_) => {}
-            Err(_) => return Err(Return::Uninitialized),
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, one_less);
+        if users == Ok(1) {
+            LIBRARY.forget();
         }
-        Ok(())
+        failure
     })
 }
 

@@ -6,6 +6,7 @@ pub mod calls;
 mod error;
 pub mod events;
 mod links;
+pub mod loader;
 mod mig;
 pub mod nvml;
 mod raw;

@@ -32,6 +32,7 @@ use crate::driver;
 use crate::driver::nodes::Keeper;
 use crate::driver::supply::{InPlace, Origin, Supplier, Supply, SupplyError};
 use crate::gpu::calls::{self, Calls, Outcome};
+use crate::gpu::loader::Loader;
 use crate::gpu::nvml::NvmlLibrary;
 use crate::gpu::{ErrorKind, GpuLibrary, LibraryError, OpenError};
 use crate::health::kept::since_boot;
@@ -74,11 +75,12 @@ pub type Opener = dyn Fn() -> Result<Arc<dyn GpuLibrary>, OpenError> + Send + Sy
 pub fn nvml_opener(config: &Config) -> Arc<Opener> {
     let paths = config.paths.clone();
     let supplier = Supplier::new(config);
+    let loader = Loader::default();
     Arc::new(move || {
         let library = paths.nvml_library.clone();
         let module = driver::kernel_module_version(&paths.procfs, &paths.sysfs);
         let library = library.or_else(|| supplier.nvml_library(module.as_deref()));
-        match NvmlLibrary::open(library.as_deref(), &paths.sysfs, module) {
+        match NvmlLibrary::open(&loader, library.as_deref(), &paths.sysfs, module) {
             Ok(nvml) => Ok(Arc::new(nvml) as Arc<dyn GpuLibrary>),
             // It was the loader's turn because the driver root has none.
             Err(OpenError::NoLibrary(loader)) if library.is_none() => {

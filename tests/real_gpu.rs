@@ -10,15 +10,19 @@
 
 #[path = "real_gpu/calls.rs"]
 mod calls;
+mod common;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use gpu_device_plugin::gpu::loader::Loader;
 use gpu_device_plugin::gpu::nvml::NvmlLibrary;
-use gpu_device_plugin::gpu::{GpuLibrary, GpuUuid, OpenError, Reading};
+use gpu_device_plugin::gpu::{Gpu, GpuLibrary, GpuUuid, OpenError, Reading};
 
 use calls::{Clock, print_calls};
+use common::open_files::open_files;
 
 /// So many probes are taken the mean of.
 const PROBES: u32 = 200;
@@ -29,7 +33,12 @@ fn library_path() -> Option<PathBuf> {
 
 /// A session, or none where the machine has no driver.
 fn open() -> Option<NvmlLibrary> {
-    match NvmlLibrary::open(library_path().as_deref(), Path::new("/sys"), None) {
+    open_by(&Loader::default())
+}
+
+fn open_by(loader: &Loader) -> Option<NvmlLibrary> {
+    let library = library_path();
+    match NvmlLibrary::open(loader, library.as_deref(), Path::new("/sys"), None) {
         Ok(library) => Some(library),
         Err(error @ (OpenError::NoLibrary(_) | OpenError::NoDriver(_))) => {
             println!("*** SKIPPED real GPU: {error}");
@@ -39,16 +48,17 @@ fn open() -> Option<NvmlLibrary> {
     }
 }
 
-fn uuids(library: &NvmlLibrary) -> Vec<GpuUuid> {
+fn gpus(library: &NvmlLibrary) -> Vec<Gpu> {
     let count = library.count().expect("a count");
-    let uuid = |index| match library.read(index) {
-        Reading::Gpu(gpu) => {
-            println!("{gpu:?}");
-            gpu.uuid
-        }
+    let gpu = |index| match library.read(index) {
+        Reading::Gpu(gpu) => gpu,
         sick => panic!("{sick:?}"),
     };
-    (0..count).map(uuid).collect()
+    (0..count).map(gpu).collect()
+}
+
+fn uuids(library: &NvmlLibrary) -> Vec<GpuUuid> {
+    gpus(library).into_iter().map(|gpu| gpu.uuid).collect()
 }
 
 #[test]
@@ -56,7 +66,9 @@ fn uuids(library: &NvmlLibrary) -> Vec<GpuUuid> {
 fn vitals_of_every_gpu() {
     let Some(library) = open() else { return };
     println!("driver {}", library.driver_version().expect("a version"));
-    for uuid in uuids(&library) {
+    for gpu in gpus(&library) {
+        println!("{gpu:?}");
+        let uuid = gpu.uuid;
         let first = library.probe(&uuid).expect("an answer");
         println!("{uuid}: {first:?}");
         assert!(matches!(first.recovery_action, None | Some(0)));
@@ -103,4 +115,31 @@ fn what_each_call_answers() {
         println!("GPU {index}");
         print_calls(&nvml.device_by_index(index).expect("a GPU"));
     }
+}
+
+/// NVML leaves a file open each time it is unloaded after a session.
+#[test]
+#[ignore = "needs a GPU"]
+fn sessions_leave_no_file_open() {
+    let kept = Loader::default();
+    let session = |loader: &Loader| {
+        let library = Arc::new(open_by(loader)?);
+        let uuids = uuids(&library);
+        drop(library.events(&uuids).expect("events"));
+        Some(())
+    };
+    if session(&kept).is_none() {
+        return;
+    }
+    let files = || open_files(std::process::id()).len();
+    let before = files();
+    (0..20).for_each(|_| session(&kept).expect("a session"));
+    let after = files();
+    drop(kept);
+    (0..20).for_each(|_| session(&Loader::default()).expect("a session"));
+    println!(
+        "{before} files open, after 20 sessions {after}, after 20 with the library unloaded {}",
+        files()
+    );
+    assert_eq!(after, before);
 }

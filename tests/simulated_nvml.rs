@@ -6,6 +6,8 @@
 )]
 
 mod common;
+#[path = "simulated_nvml/tests/loader.rs"]
+mod loader;
 #[path = "simulated_nvml/tests/vitals.rs"]
 mod vitals;
 

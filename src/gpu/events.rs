@@ -2,8 +2,7 @@
 //!
 //! nvml-wrapper's event set borrows the library, frees the whole set when one
 //! registration fails, and drops the MIG instance IDs of an event. So the four
-//! calls are made here, on the raw interface. This module and `raw.rs` are the
-//! only ones that are allowed unsafe code.
+//! calls are made here, on the raw interface.
 
 #![allow(unsafe_code)]
 
@@ -13,13 +12,14 @@ use std::ptr::null_mut;
 use std::sync::Arc;
 use std::time::Duration;
 
+use nvml_wrapper::Device;
 use nvml_wrapper::error::{NvmlError, nvml_sym, nvml_try};
-use nvml_wrapper::{Device, Nvml};
 use nvml_wrapper_sys::bindings::{
     nvmlDevice_t, nvmlEventData_t, nvmlEventSet_t, nvmlEventTypeXidCriticalError,
 };
 
 use super::error::failed;
+use super::loader::Session;
 use super::{ErrorKind, EventSource, GpuUuid, LibraryError, XidEvent};
 
 /// NVML's word for "no instance" in an event of a GPU without MIG.
@@ -27,7 +27,7 @@ const NO_INSTANCE: u32 = u32::MAX;
 
 /// An NVML event set with the GPUs that were registered in it.
 pub(super) struct NvmlEvents {
-    nvml: Arc<Nvml>,
+    nvml: Arc<Session>,
     set: nvmlEventSet_t,
     /// By handle, so that an event is laid at a GPU's door without a call
     /// that a GPU in trouble might not answer.
@@ -45,7 +45,7 @@ impl NvmlEvents {
     ///
     /// The set could not be made, or not one of the devices registered.
     pub(super) fn subscribe(
-        nvml: Arc<Nvml>,
+        nvml: Arc<Session>,
         devices: &[(&GpuUuid, Device<'_>)],
     ) -> Result<Self, LibraryError> {
         let mut set = null_mut();

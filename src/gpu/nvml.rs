@@ -8,12 +8,13 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use nvml_wrapper::Device;
 use nvml_wrapper::error::NvmlError;
-use nvml_wrapper::{Device, Nvml};
 
 use super::error::{failed, supported};
 use super::events::NvmlEvents;
 use super::links;
+use super::loader::{Loader, Session};
 use super::mig::Parent;
 use super::topology::{Place, Topology};
 use super::vitals::{self, Memory};
@@ -27,7 +28,7 @@ const SONAME: &str = "libnvidia-ml.so.1";
 
 /// A session with NVML.
 pub struct NvmlLibrary {
-    nvml: Arc<Nvml>,
+    nvml: Arc<Session>,
     sysfs: PathBuf,
     /// What spares the next probe calls. A GPU's is forgotten when it is read, and
     /// when a probe fails.
@@ -35,23 +36,23 @@ pub struct NvmlLibrary {
 }
 
 impl NvmlLibrary {
-    /// Loads `library` (or asks the loader for `libnvidia-ml.so.1`) and
-    /// initialises it. `module` is the loaded kernel module's version, for the
+    /// Has `loader` load `library` (or ask the system's for `libnvidia-ml.so.1`) and
+    /// initialise it. `module` is the loaded kernel module's version, for the
     /// error; `sysfs` is where sysfs is mounted.
     ///
     /// # Errors
     ///
     /// See [`OpenError`]: each variant is one thing that an operator can mend.
     pub fn open(
+        loader: &Loader,
         library: Option<&Path>,
         sysfs: &Path,
         module: Option<String>,
     ) -> Result<Self, OpenError> {
         let path = library.map_or_else(|| OsString::from(SONAME), |path| path.as_os_str().into());
         let name = path.to_string_lossy().into_owned();
-        let nvml = Nvml::builder()
-            .lib_path(&path)
-            .init()
+        let nvml = loader
+            .init(&path, module.as_deref())
             .map_err(|error| match error {
                 NvmlError::LibloadingError(error) => OpenError::NoLibrary(error.to_string()),
                 NvmlError::DriverNotLoaded => OpenError::NoDriver(name),

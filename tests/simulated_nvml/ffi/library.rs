@@ -1,6 +1,8 @@
 //! The library itself: initialisation, versions, the names of errors.
 
 use std::ffi::{c_char, c_int, c_uint};
+use std::os::fd::{FromRawFd, OwnedFd};
+use std::sync::OnceLock;
 use std::sync::atomic::Ordering;
 
 use nvml_wrapper_sys::bindings::nvmlReturn_t;
@@ -8,6 +10,10 @@ use nvml_wrapper_sys::bindings::nvmlReturn_t;
 use super::args::{Answer, Out, put, put_string};
 use super::call::{LIBRARY, answer, failure, library_call, once_released, ready};
 use crate::state::{Return, names};
+
+/// What NVML (580.159.04) leaves open when it is unloaded, once it was initialised: an
+/// eventfd.
+static LEFT_OPEN: OnceLock<OwnedFd> = OnceLock::new();
 
 #[unsafe(no_mangle)]
 extern "C" fn nvmlInit() -> nvmlReturn_t {
@@ -40,6 +46,10 @@ fn try_init(function: &str) -> Answer {
     if state.init != Return::Success {
         return Err(state.init);
     }
+    LEFT_OPEN.get_or_init(|| {
+        // SAFETY: the call makes a file, or fails with -1: then there is none to own.
+        unsafe { OwnedFd::from_raw_fd(libc::eventfd(0, libc::EFD_CLOEXEC)) }
+    });
     LIBRARY.users.fetch_add(1, Ordering::AcqRel);
     Ok(())
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use gpu_device_plugin::gpu::loader::Loader;
 use gpu_device_plugin::gpu::nvml::NvmlLibrary;
 use gpu_device_plugin::gpu::{
     ErrorKind, Fabric, GpuLibrary, GpuUuid, LibraryError, Reading, RemappedRows, RetiredPages,
@@ -28,7 +29,12 @@ impl Rig {
 
     fn with(change: impl FnOnce(&mut nvml::Gpu)) -> Self {
         let node = SimulatedNode::with(1, |state| change(&mut state.gpus[0]));
-        let library = NvmlLibrary::open(Some(&node.nvml_library()), &node.sys(), None);
+        let library = NvmlLibrary::open(
+            &Loader::default(),
+            Some(&node.nvml_library()),
+            &node.sys(),
+            None,
+        );
         Self {
             library: library.expect("a session"),
             uuid: node.uuid(0).as_str().into(),

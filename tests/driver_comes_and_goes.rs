@@ -164,6 +164,31 @@ async fn a_driver_that_is_unloaded_withdraws_its_devices_and_they_come_back_with
     running.kubelet.assert_no_violations();
 }
 
+/// The simulated NVML leaves a file open each time it is unloaded, as the real one does.
+#[tokio::test]
+async fn sessions_that_fail_at_once_cost_no_files() {
+    let running = Running::start(2).await;
+    let eventfds = || {
+        let files = open_files(running.plugin.pid().unwrap()).into_iter();
+        files
+            .filter(|file| file.path == "anon_inode:[eventfd]")
+            .count()
+    };
+    let before = eventfds();
+    let call = "nvmlSystemGetDriverVersion";
+    let fail = |state: &mut State| state.fail.insert(call.to_owned(), Return::Uninitialized);
+    running.node.edit(|state| _ = fail(state));
+    // A rescan asks again.
+    running.plugin.signal(libc::SIGHUP).unwrap();
+    let failures = format!(r#"nvml_errors_total{{call="{call}"}}"#);
+    running.metric_reaches(&failures, 5.0).await;
+    load_driver(&running);
+    running.counts(2, 2).await;
+    running.ready().await;
+    assert_eq!(eventfds(), before);
+    running.kubelet.assert_no_violations();
+}
+
 // === The driver's files ===
 
 #[tokio::test]

@@ -17,12 +17,12 @@ use crate::common::open_files::open_files;
 const THREADS: usize = 28;
 /// The simulated driver keeps so many watches of its state between its calls.
 const DRIVERS_WATCHES: usize = 8;
-/// An allocator's arenas fill for some dozens of rounds, by a megabyte a round at first.
-/// So a life with this many quiet points is judged by its last two thirds only.
+/// The heap fills for some dozens of rounds. So a life with this many quiet points is
+/// judged by its last two thirds only.
 const FILLED: usize = 30;
 /// By how many KiB memory may grow from one third to the last, in a life with so many
 /// quiet points at least.
-const GROWTH: [(usize, u64); 3] = [(100, 1024), (FILLED, 2048), (4, 8192)];
+const GROWTH: [(usize, u64); 3] = [(100, 256), (FILLED, 1024), (4, 2048)];
 /// An XID that the configuration file may take for an application's fault, and one
 /// that it never does.
 const BY_FILE: u64 = 48;
@@ -297,7 +297,7 @@ mod tests {
         growth(&life([1, 9000, 9900, 9100, 12_000, 9000, 9300, 9200])).unwrap();
         growth(&life((0..12).map(|round| 9000 + round * 1500))).unwrap_err();
         growth(&life((0..50).map(|round| 9000 + round * 150))).unwrap_err();
-        growth(&life((0..120).map(|round| 9000 + round * 30))).unwrap_err();
+        growth(&life((0..120).map(|round| 9000 + round * 8))).unwrap_err();
         // It fills up, and is full.
         let filling = (1..80).map(|round| 25_000 - 15_000 / round);
         growth(&life(filling)).unwrap();

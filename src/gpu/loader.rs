@@ -5,12 +5,13 @@
 use std::ffi::{OsStr, OsString};
 use std::mem::ManuallyDrop;
 use std::ops::Deref;
+use std::ptr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use libloading::Library;
 use nvml_wrapper::Nvml;
-use nvml_wrapper::error::NvmlError;
+use nvml_wrapper::error::{NvmlError, nvml_sym, nvml_try};
 
 /// Loads NVML, and keeps it loaded while the next session would load the same.
 ///
@@ -103,7 +104,9 @@ impl Loader {
     }
 }
 
-/// NVML between `nvmlInit_v2` and `nvmlShutdown`.
+/// NVML between `nvmlInit_v2` and `nvmlShutdown`, which is called once: NVML counts, and
+/// nvml-wrapper calls it again where it failed, which would end another session that has
+/// begun meanwhile.
 pub(super) struct Session {
     nvml: ManuallyDrop<Nvml>,
     tainted: Arc<AtomicBool>,
@@ -119,11 +122,16 @@ impl Deref for Session {
 
 impl Drop for Session {
     fn drop(&mut self) {
-        // SAFETY: it is taken here alone, and nothing uses it after.
-        let nvml = unsafe { ManuallyDrop::take(&mut self.nvml) };
-        match nvml.shutdown() {
+        let library = self.nvml.lib();
+        let shut_down = nvml_sym(library.nvmlShutdown.as_ref()).and_then(|shut_down| {
+            // SAFETY: this session's `nvmlInit_v2` has not been undone yet.
+            nvml_try(unsafe { shut_down() })
+        });
+        match shut_down {
             Ok(()) | Err(NvmlError::Uninitialized) => {}
             Err(_) => self.tainted.store(true, Ordering::Release),
         }
+        // SAFETY: `nvml` itself is never dropped, so this is the library's only owner.
+        drop(unsafe { ptr::read(library) });
     }
 }

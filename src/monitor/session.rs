@@ -473,7 +473,10 @@ impl<'a> Session<'a> {
         let ask = self.monitor.place_xids();
         self.probe_as_told(ask);
         self.subscribe();
-        memory::give_back();
+        // Not at the start, which has other things to do.
+        if !first {
+            memory::give_back();
+        }
     }
 
     /// Publishes what is known now, once all is: a list made before would call

@@ -3,9 +3,9 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 
-use gpu_device_plugin::gpu::OpenError;
 use gpu_device_plugin::gpu::loader::Loader;
 use gpu_device_plugin::gpu::nvml::NvmlLibrary;
+use gpu_device_plugin::gpu::{GpuLibrary, OpenError};
 
 use super::common::nvml::{Return, SimulatedNode, State};
 
@@ -136,4 +136,19 @@ fn a_session_that_cannot_be_shut_down_is_left_behind_with_its_library() {
         rig.session(VERSION);
         assert_eq!(rig.is_current_loaded(), !stays, "{failure:?}");
     }
+}
+
+#[test]
+fn a_shutdown_that_fails_ends_no_other_session() {
+    let rig = Rig::new();
+    let first = rig.open(VERSION).expect("a session");
+    let second = rig.open(VERSION).expect("a session");
+    let fail = |state: &mut State| {
+        let failure = ("nvmlShutdown".to_owned(), Return::Uninitialized);
+        state.fail.extend([failure]);
+    };
+    rig.node.edit(fail);
+    drop(first);
+    rig.node.edit(|state| state.fail.clear());
+    assert_eq!(second.count(), Ok(1));
 }

@@ -13,7 +13,7 @@ use crate::state::{Return, names};
 
 /// What NVML (580.159.04) leaves open when it is unloaded, once it was initialised: an
 /// eventfd.
-static LEFT_OPEN: OnceLock<OwnedFd> = OnceLock::new();
+static LEFT_OPEN: OnceLock<Option<OwnedFd>> = OnceLock::new();
 
 #[unsafe(no_mangle)]
 extern "C" fn nvmlInit() -> nvmlReturn_t {
@@ -47,8 +47,10 @@ fn try_init(function: &str) -> Answer {
         return Err(state.init);
     }
     LEFT_OPEN.get_or_init(|| {
-        // SAFETY: the call makes a file, or fails with -1: then there is none to own.
-        unsafe { OwnedFd::from_raw_fd(libc::eventfd(0, libc::EFD_CLOEXEC)) }
+        // SAFETY: no pointers.
+        let file = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC) };
+        // SAFETY: the call above has just opened it, for nobody else.
+        (file >= 0).then(|| unsafe { OwnedFd::from_raw_fd(file) })
     });
     LIBRARY.users.fetch_add(1, Ordering::AcqRel);
     Ok(())

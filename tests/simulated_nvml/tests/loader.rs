@@ -7,7 +7,7 @@ use gpu_device_plugin::gpu::loader::Loader;
 use gpu_device_plugin::gpu::nvml::NvmlLibrary;
 use gpu_device_plugin::gpu::{GpuLibrary, OpenError};
 
-use super::common::nvml::{Return, SimulatedNode, State};
+use super::common::nvml::{Return, SimulatedNode};
 
 const VERSION: &str = "580.159.04";
 
@@ -36,6 +36,13 @@ impl Rig {
 
     fn no_session<'a>(&self, module: impl Into<Option<&'a str>>) {
         assert!(self.open(module).is_err());
+    }
+
+    fn fails_to_end(&self, session: NvmlLibrary, failure: Return) {
+        let fail = [("nvmlShutdown".to_owned(), failure)];
+        self.node.edit(|state| state.fail.extend(fail));
+        drop(session);
+        self.node.edit(|state| state.fail.clear());
     }
 
     /// As an upgrade does: the new file has the old one's path.
@@ -126,12 +133,7 @@ fn a_session_that_cannot_be_shut_down_is_left_behind_with_its_library() {
     for (failure, stays) in [(Return::Unknown, false), (Return::Uninitialized, true)] {
         let rig = Rig::new();
         let session = rig.open(VERSION).expect("a session");
-        let fail = |state: &mut State| {
-            state.fail.insert("nvmlShutdown".to_owned(), failure);
-        };
-        rig.node.edit(fail);
-        drop(session);
-        rig.node.edit(|state| state.fail.clear());
+        rig.fails_to_end(session, failure);
         rig.upgrade();
         rig.session(VERSION);
         assert_eq!(rig.is_current_loaded(), !stays, "{failure:?}");
@@ -143,12 +145,6 @@ fn a_shutdown_that_fails_ends_no_other_session() {
     let rig = Rig::new();
     let first = rig.open(VERSION).expect("a session");
     let second = rig.open(VERSION).expect("a session");
-    let fail = |state: &mut State| {
-        let failure = ("nvmlShutdown".to_owned(), Return::Uninitialized);
-        state.fail.extend([failure]);
-    };
-    rig.node.edit(fail);
-    drop(first);
-    rig.node.edit(|state| state.fail.clear());
+    rig.fails_to_end(first, Return::Uninitialized);
     assert_eq!(second.count(), Ok(1));
 }
